@@ -1,0 +1,196 @@
+"""Sample the target's own responses: ``python -m drafters.generate --prompts ... --out F.jsonl``.
+
+Continuous batching over a fixed number of cache slots. Output is one JSON line per response,
+appended as responses finish, so a run can be stopped at any moment and started again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from drafters.errors import UserError
+from drafters.progress import progress
+from drafters.prompts import SPLITS, load_prompts
+from drafters.sampling import probabilities, request_uniforms, sample
+from drafters.target import Target, encode_chat, load_target, load_tokenizer, stop_tokens
+
+ADMIT_TOGETHER = 8  # prefill when this many slots are free: fewer, larger prefill passes
+
+
+@dataclass
+class Response:
+    """A prompt and what the target answered at one temperature."""
+
+    name: str
+    domain: str
+    dataset: str
+    temperature: float
+    prompt_tokens: list[int]
+    response_tokens: list[int] = field(default_factory=list)
+
+
+class Generator:
+    """Answers a queue of unfinished responses, ``slots`` at a time."""
+
+    def __init__(
+        self, target: Target, stops: frozenset[int], slots: int, max_new: int, seed: int
+    ) -> None:
+        self.target, self.stops, self.max_new, self.seed = target, stops, max_new, seed
+        self.slots = slots
+        self.rows: list[Response | None] = [None] * slots
+        self.uniforms = np.zeros((slots, max_new))
+
+    @torch.no_grad()
+    def run(self, queue: list[Response]) -> Iterator[Response]:
+        """Yield each response as it finishes (stop token included, or ``max_new`` reached)."""
+        waiting = deque(queue)
+        longest = max(len(r.prompt_tokens) for r in queue)
+        self.cache = self.target.new_cache(self.slots, longest + self.max_new)
+        self.last = torch.zeros(self.slots, dtype=torch.long, device=self.cache.keys.device)
+        self.lengths = torch.zeros_like(self.last)
+        while waiting or any(self.rows):
+            yield from self._admit(waiting)
+            if any(self.rows):
+                yield from self._decode()
+
+    def _admit(self, waiting: deque[Response]) -> Iterator[Response]:
+        free = [s for s, row in enumerate(self.rows) if row is None]
+        count = min(len(free), len(waiting))
+        if not count or (count < ADMIT_TOGETHER and len(waiting) > count and any(self.rows)):
+            return
+        for start in range(0, count, 4 * ADMIT_TOGETHER):
+            chosen = free[start : min(start + 4 * ADMIT_TOGETHER, count)]
+            yield from self._prefill(chosen, [waiting.popleft() for _ in chosen])
+
+    def _prefill(self, slots: list[int], rows: list[Response]) -> Iterator[Response]:
+        width = max(len(r.prompt_tokens) for r in rows)
+        tokens = torch.zeros(len(rows), width, dtype=torch.long, device=self.last.device)
+        for i, (slot, row) in enumerate(zip(slots, rows, strict=True)):
+            tokens[i, : len(row.prompt_tokens)] = torch.tensor(row.prompt_tokens)
+            self.rows[slot] = row
+            self.uniforms[slot] = request_uniforms(self.seed, row.name, self.max_new)
+            self.lengths[slot] = len(row.prompt_tokens)
+        where = torch.tensor(slots, device=self.last.device)
+        positions = torch.arange(width, device=self.last.device).expand(len(rows), -1)
+        hidden = self.target(tokens, positions, self.cache, where, fresh=True).hidden
+        ends = self.lengths[where] - 1
+        yield from self._extend(slots, hidden[torch.arange(len(rows)), ends])
+
+    def _decode(self) -> Iterator[Response]:
+        used = max(s for s, row in enumerate(self.rows) if row is not None) + 1
+        where = torch.arange(used, device=self.last.device)
+        positions = self.lengths[:used].unsqueeze(1)
+        hidden = self.target(self.last[:used, None], positions, self.cache, where).hidden[:, 0]
+        self.lengths[:used] += 1
+        live = [s for s in range(used) if self.rows[s] is not None]
+        yield from self._extend(live, hidden[live])
+
+    def _extend(self, slots: list[int], hidden: torch.Tensor) -> Iterator[Response]:
+        """Give each slot the next token of its response; free the slots that are done."""
+        logits = self.target.lm_head(hidden)
+        rows = [self.rows[s] for s in slots]
+        chosen = logits.argmax(-1)
+        for temperature in {r.temperature for r in rows if r.temperature > 0}:
+            mine = [i for i, r in enumerate(rows) if r.temperature == temperature]
+            u = [self.uniforms[slots[i], len(rows[i].response_tokens)] for i in mine]
+            drawn = sample(probabilities(logits[mine], temperature), torch.tensor(u))
+            chosen[mine] = drawn
+        self.last[slots] = chosen
+        for slot, row, token in zip(slots, rows, chosen.tolist(), strict=True):
+            row.response_tokens.append(token)
+            if token in self.stops or len(row.response_tokens) == self.max_new:
+                self.rows[slot], self.lengths[slot], self.last[slot] = None, 0, 0
+                yield row
+
+
+def plan(args: argparse.Namespace, tokenizer: object) -> list[Response]:
+    """Every (prompt, temperature, sample) asked for and not yet in the output, shuffled."""
+    done = set()
+    if Path(args.out).exists():
+        done = {json.loads(line)["name"] for line in Path(args.out).read_text().splitlines()}
+    queue, too_long = [], 0
+    for prompt in load_prompts(args.prompts, args.split):
+        tokens = encode_chat(tokenizer, prompt.text)
+        if len(tokens) > args.max_prompt:
+            too_long += 1
+            continue
+        for temperature, count in ((0.0, args.greedy), (1.0, args.samples)):
+            for i in range(count):
+                name = f"{prompt.key}/T{temperature:g}/{i}"
+                if name not in done:
+                    queue.append(Response(name, prompt.domain, prompt.dataset, temperature, tokens))
+    if too_long:
+        print(f"skipped {too_long} prompts of over {args.max_prompt} tokens", file=sys.stderr)
+    np.random.default_rng(args.seed).shuffle(queue)  # type: ignore[arg-type]
+    return queue
+
+
+def generate(args: argparse.Namespace) -> None:
+    tokenizer = load_tokenizer(args.target)
+    queue = plan(args, tokenizer)
+    if not queue:
+        print("nothing left to do", file=sys.stderr)
+        return
+    target = load_target(args.target, getattr(torch, args.dtype), args.device)
+    stops = stop_tokens(args.target, tokenizer)
+    generator = Generator(target, stops, args.slots, args.max_new, args.seed)
+    tokens, started = 0, time.monotonic()
+    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+    with open(args.out, "a", encoding="utf-8") as out, progress() as bar:
+        task = bar.add_task("responses", total=len(queue))
+        for response in generator.run(queue):
+            out.write(json.dumps(asdict(response)) + "\n")
+            out.flush()
+            tokens += len(response.response_tokens)
+            rate = tokens / (time.monotonic() - started)
+            bar.update(task, advance=1, description=f"responses {tokens:,} tokens {rate:.0f}/s")
+            if args.tokens and tokens >= args.tokens:
+                break
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="python -m drafters.generate",
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    made.add_argument("--target", default="smollm2-135m", help="fetched name, folder or hub id")
+    made.add_argument("--prompts", nargs="+", required=True, help="JSONL files or folders")
+    made.add_argument("--out", required=True, help="JSONL file to append responses to")
+    made.add_argument("--split", choices=SPLITS, default="train", help="half of the prompts")
+    made.add_argument("--samples", type=int, default=2, help="responses per prompt at T = 1")
+    made.add_argument("--greedy", type=int, default=1, help="responses per prompt at T = 0")
+    made.add_argument("--tokens", type=int, default=0, help="stop after so many tokens; 0: all")
+    made.add_argument("--max-new", type=int, default=320, help="response tokens at most")
+    made.add_argument("--max-prompt", type=int, default=448, help="skip longer prompts, tokens")
+    made.add_argument("--slots", type=int, default=128, help="responses generated at once")
+    made.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="dtype")
+    made.add_argument("--device", default="cpu", help="torch device")
+    made.add_argument("--seed", type=int, default=0, help="seed of every draw")
+    return made
+
+
+def main(argv: list[str] | None = None) -> int:
+    try:
+        generate(parser().parse_args(argv))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; run the same command again to go on", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+"""Decoder parts that targets and drafters share (Llama and Qwen3 architectures).
+
+Shapes: n sequences, q positions each, d hidden size, H query heads, K key/value heads, e head size,
+c cached positions. Module names equal those of Hugging Face checkpoints, so state dicts load as is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """Sizes of one decoder layer; ``input_size`` differs from ``hidden_size`` only in Eagle3."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    rope_theta: float
+    qk_norm: bool
+    attention_bias: bool = False
+    input_size: int | None = None
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over the last axis, computed in fp32."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * wide.to(x.dtype)
+
+
+def rope_table(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of rotary angles, each [..., head_dim] fp32, for absolute ``positions``."""
+    index = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device)
+    angles = positions.float().unsqueeze(-1) * theta ** (-index / head_dim)
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    """Apply rotary embedding to heads ``x`` [n, heads, q, e]; ``rope`` tables are [n, q, e]."""
+    cos, sin = (table.unsqueeze(1).to(x.dtype) for table in rope)
+    left, right = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-right, left), dim=-1) * sin
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Grouped-query attention; q [n, H, q, e], k and v [n, K, c, e] -> [n, q, H * e].
+
+    ``mask`` is boolean [n or 1, q, c], True where a query may look; None means causal (q = c).
+    Query heads of one group are folded into the query axis, so keys are never repeated.
+    """
+    n, heads, length, size = q.shape
+    groups = heads // k.shape[1]
+    if mask is None:
+        mask = torch.ones(length, length, dtype=torch.bool, device=q.device).tril().unsqueeze(0)
+    folded = q.reshape(n, k.shape[1], groups * length, size)
+    wide_mask = mask.unsqueeze(1).repeat(1, 1, groups, 1)
+    out = F.scaled_dot_product_attention(folded, k, v, attn_mask=wide_mask)
+    return out.reshape(n, heads, length, size).transpose(1, 2).reshape(n, length, heads * size)
+
+
+class Attention(nn.Module):
+    """Projections, optional q/k norms and rotary embedding; the caller chooses keys and mask."""
+
+    def __init__(self, shape: LayerShape) -> None:
+        super().__init__()
+        self.shape = shape
+        size, bias = shape.input_size or shape.hidden_size, shape.attention_bias
+        self.q_proj = nn.Linear(size, shape.num_heads * shape.head_dim, bias=bias)
+        self.k_proj = nn.Linear(size, shape.num_kv_heads * shape.head_dim, bias=bias)
+        self.v_proj = nn.Linear(size, shape.num_kv_heads * shape.head_dim, bias=bias)
+        self.o_proj = nn.Linear(shape.num_heads * shape.head_dim, shape.hidden_size, bias=bias)
+        if shape.qk_norm:
+            self.q_norm = RMSNorm(shape.head_dim, shape.rms_norm_eps)
+            self.k_norm = RMSNorm(shape.head_dim, shape.rms_norm_eps)
+
+    def queries(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+        """Rotated queries [n, H, q, e] of ``x`` [n, q, input size]."""
+        heads = self.q_proj(x).unflatten(-1, (-1, self.shape.head_dim))
+        if self.shape.qk_norm:
+            heads = self.q_norm(heads)
+        return rotate(heads.transpose(1, 2), rope)
+
+    def keys_values(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Rotated keys and plain values, each [n, K, q, e]."""
+        keys = self.k_proj(x).unflatten(-1, (-1, self.shape.head_dim))
+        if self.shape.qk_norm:
+            keys = self.k_norm(keys)
+        values = self.v_proj(x).unflatten(-1, (-1, self.shape.head_dim))
+        return rotate(keys.transpose(1, 2), rope), values.transpose(1, 2)
+
+
+class MLP(nn.Module):
+    """SwiGLU feed-forward block."""
+
+    def __init__(self, shape: LayerShape) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(shape.hidden_size, shape.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(shape.hidden_size, shape.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(shape.intermediate_size, shape.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class DecoderLayer(nn.Module):
+    """Pre-norm decoder layer; its two halves are called by target and drafter backbones."""
+
+    def __init__(self, shape: LayerShape) -> None:
+        super().__init__()
+        self.self_attn = Attention(shape)
+        self.mlp = MLP(shape)
+        self.input_layernorm = RMSNorm(shape.hidden_size, shape.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(shape.hidden_size, shape.rms_norm_eps)
+
+    def finish(self, residual: Tensor, attended: Tensor) -> Tensor:
+        """Output projection and feed-forward half, both residual."""
+        hidden = residual + self.self_attn.o_proj(attended)
+        return hidden + self.mlp(self.post_attention_layernorm(hidden))

@@ -1,0 +1,68 @@
+"""Prompt files: JSON lines with ``prompt`` and, where known, ``domain`` and ``dataset``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from drafters.errors import UserError
+
+SPLITS = ("train", "eval", "all")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One user turn; ``key`` is a hash of its text, so duplicates across files are one prompt."""
+
+    key: str
+    text: str
+    domain: str
+    dataset: str
+
+    @property
+    def split(self) -> str:
+        """Training or evaluation half, decided by the text alone: the halves never overlap."""
+        return "train" if int(self.key, 16) % 2 else "eval"
+
+
+def load_prompts(paths: Iterable[str | Path], split: str = "all") -> list[Prompt]:
+    """Read prompt files (a folder means its ``*.jsonl``), drop duplicates, keep one half.
+
+    Raises UserError naming file and line for anything malformed, and for an empty result.
+    """
+    paths = list(paths)
+    prompts: dict[str, Prompt] = {}
+    for path in _files(paths):
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            if line.strip():
+                prompt = _parse(line, f"{path}:{number}", path.stem)
+                prompts.setdefault(prompt.key, prompt)
+    kept = [p for p in prompts.values() if split in ("all", p.split)]
+    if not kept:
+        names = ", ".join(map(str, paths))
+        raise UserError(f"no prompts in {names} (split {split}); give JSON lines with a 'prompt'")
+    return kept
+
+
+def _files(paths: list[str | Path]) -> list[Path]:
+    files: list[Path] = []
+    for path in map(Path, paths):
+        if not path.exists():
+            raise UserError(f"prompt file {path} does not exist")
+        files += sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+    return files
+
+
+def _parse(line: str, where: str, stem: str) -> Prompt:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where}: not JSON ({error.msg} at column {error.colno})") from None
+    text = row.get("prompt") if isinstance(row, dict) else None
+    if not isinstance(text, str) or not text.strip():
+        raise UserError(f"{where}: needs a non-empty string 'prompt'")
+    key = hashlib.sha256(" ".join(text.split()).encode()).hexdigest()[:16]
+    return Prompt(key, text, str(row.get("domain", "other")), str(row.get("dataset", stem)))

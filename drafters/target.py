@@ -1,0 +1,187 @@
+"""The target model: any Llama- or Qwen3-architecture causal LM, with a key/value cache we control.
+
+Weights and tokenizer come from transformers; the forward pass is our own, because verification
+needs ragged batches, positions that roll back, and the raw outputs of chosen layers
+(the features that drafters condition on), all without recomputing anything that is cached.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from drafters.errors import UserError
+from drafters.fetch import MODELS, fetch
+from drafters.layers import DecoderLayer, LayerShape, RMSNorm, attend, rope_table
+
+SUPPORTED = ("llama", "qwen3")
+
+
+class KVCache:
+    """Keys and values of every layer in slots of fixed capacity; a slot holds one sequence.
+
+    Rolling back costs nothing: attention looks only at positions up to the query's own, so a
+    rejected token is simply overwritten.
+    """
+
+    def __init__(
+        self, layers: int, shape: LayerShape, slots: int, capacity: int, like: Tensor
+    ) -> None:
+        size = (layers, slots, shape.num_kv_heads, capacity, shape.head_dim)
+        self.keys, self.values = like.new_zeros(size), like.new_zeros(size)
+        self.slots, self.capacity = slots, capacity
+
+    def write(self, layer: int, slots: Tensor, positions: Tensor, k: Tensor, v: Tensor) -> None:
+        """Store k and v [n, K, q, e] at ``positions`` [n, q] of ``slots`` [n]."""
+        where = (slots.unsqueeze(1), slice(None), positions)
+        self.keys[layer][where] = k.transpose(1, 2)
+        self.values[layer][where] = v.transpose(1, 2)
+
+    def move(self, source: int, destination: int, length: int) -> None:
+        """Copy the first ``length`` positions of one slot over another."""
+        for store in (self.keys, self.values):
+            store[:, destination, :, :length] = store[:, source, :, :length]
+
+
+@dataclass
+class TargetOutput:
+    """``hidden`` [n, q, d] after the final norm; ``features`` [n, q, m * d], raw layer outputs."""
+
+    hidden: Tensor
+    features: Tensor | None
+
+
+class Target(nn.Module):
+    """A causal LM; state-dict names equal those of the Hugging Face checkpoint less ``model.``."""
+
+    def __init__(self, shape: LayerShape, num_layers: int, vocab_size: int) -> None:
+        super().__init__()
+        self.shape, self.num_layers, self.vocab_size = shape, num_layers, vocab_size
+        self.embed_tokens = nn.Embedding(vocab_size, shape.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(shape) for _ in range(num_layers))
+        self.norm = RMSNorm(shape.hidden_size, shape.rms_norm_eps)
+        self.lm_head = nn.Linear(shape.hidden_size, vocab_size, bias=False)
+
+    def new_cache(self, slots: int, capacity: int) -> KVCache:
+        return KVCache(self.num_layers, self.shape, slots, capacity, self.norm.weight.detach())
+
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        cache: KVCache | None = None,
+        slots: Tensor | None = None,
+        feature_layers: tuple[int, ...] = (),
+        fresh: bool = False,
+    ) -> TargetOutput:
+        """Run ``tokens`` [n, q] at absolute ``positions`` [n, q] (int64).
+
+        Without a cache the tokens are a whole sequence, attended causally. With one, their keys
+        are stored in ``slots`` [n] and queries see every stored position up to their own; the
+        slots must then be 0..n-1, so that no key is copied. ``fresh`` says that the sequences
+        start here (any slots, nothing earlier to look at). Padding goes to the right; what it
+        writes is overwritten before anything can see it.
+        """
+        x = self.embed_tokens(tokens)
+        rope = rope_table(positions, self.shape.head_dim, self.shape.rope_theta)
+        looks_back = cache is not None and not fresh
+        mask, span = None, 0
+        if looks_back:
+            span = int(positions.max()) + 1
+            seen = torch.arange(span, device=tokens.device)
+            mask = seen <= positions.unsqueeze(-1)
+        wanted = {-1: x} if -1 in feature_layers else {}
+        for i, layer in enumerate(self.layers):
+            normed = layer.input_layernorm(x)
+            q = layer.self_attn.queries(normed, rope)
+            k, v = layer.self_attn.keys_values(normed, rope)
+            if cache is not None:
+                cache.write(i, slots, positions, k, v)
+            if looks_back:
+                n = tokens.shape[0]
+                k, v = cache.keys[i, :n, :, :span], cache.values[i, :n, :, :span]
+            x = layer.finish(x, attend(q, k, v, mask))
+            if i in feature_layers:
+                wanted[i] = x
+        features = torch.cat([wanted[i] for i in feature_layers], -1) if feature_layers else None
+        return TargetOutput(self.norm(x), features)
+
+
+def resolve(name: str) -> str:
+    """A model name of ``drafters.fetch`` becomes its local folder; anything else passes through."""
+    return str(fetch(name)) if name in MODELS else name
+
+
+def load_target(name: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Target:
+    """Load a target by fetched name, local folder or hub id; weights frozen, in ``dtype``.
+
+    Raises UserError when it cannot be found or its architecture is not Llama or Qwen3.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    source = resolve(name)
+    try:
+        config = AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"target {name!r} cannot be loaded ({str(error).splitlines()[0]}); give one of "
+            f"{', '.join(MODELS)}, a local folder or a hub id"
+        ) from None
+    if config.model_type not in SUPPORTED:
+        raise UserError(
+            f"target {name!r} has architecture {config.model_type!r}; supported: "
+            + ", ".join(SUPPORTED)
+        )
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+    target = Target(layer_shape(config), config.num_hidden_layers, config.vocab_size)
+    target = target.to(dtype)
+    weights = {k.removeprefix("model."): v for k, v in model.state_dict().items()}
+    target.load_state_dict(weights)
+    if config.tie_word_embeddings:
+        target.lm_head.weight = target.embed_tokens.weight
+    return target.to(device).requires_grad_(False).eval()
+
+
+def layer_shape(config: object) -> LayerShape:
+    """Sizes of a decoder layer from a transformers config."""
+    get = lambda key, default=None: getattr(config, key, None) or default  # noqa: E731
+    heads = get("num_attention_heads")
+    rope = get("rope_parameters", {})
+    return LayerShape(
+        hidden_size=get("hidden_size"),
+        intermediate_size=get("intermediate_size"),
+        num_heads=heads,
+        num_kv_heads=get("num_key_value_heads", heads),
+        head_dim=get("head_dim", get("hidden_size") // heads),
+        rms_norm_eps=get("rms_norm_eps"),
+        rope_theta=float(rope.get("rope_theta") or get("rope_theta", 10000.0)),
+        qk_norm=get("model_type") == "qwen3",
+        attention_bias=bool(get("attention_bias", False)),
+    )
+
+
+def load_tokenizer(name: str) -> object:
+    """The tokenizer that belongs to a target name, folder or hub id."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(resolve(name))
+
+
+def encode_chat(tokenizer: object, prompt: str) -> list[int]:
+    """Token ids of one user turn in the target's chat template, ready for the answer."""
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False
+    )
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def stop_tokens(name: str, tokenizer: object) -> frozenset[int]:
+    """Every end-of-sequence id that the target's generation config or tokenizer names."""
+    path = Path(resolve(name)) / "generation_config.json"
+    ids = json.loads(path.read_text()).get("eos_token_id") if path.exists() else None
+    ids = ids if isinstance(ids, list) else [ids]
+    return frozenset(i for i in [*ids, tokenizer.eos_token_id] if i is not None)
