@@ -1,0 +1,1 @@
+"""What was measured or published: trace bundles, latency models, reference data."""

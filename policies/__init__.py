@@ -1,0 +1,1 @@
+"""Verification policies: how many draft tokens each request sends to the target. numpy only."""

@@ -1,0 +1,118 @@
+"""What a verification policy sees, what it answers, and the contract between the two.
+
+Notation (R requests in the step, gamma draft positions): c[r, j] is the confidence that draft token
+j of request r is accepted given that all before it were; survival S[r, j] is the product of c[r, i]
+for i <= j; l[r] is the number of draft tokens of r that are verified this step.
+
+A step goes: draft (for the requests and lengths that the previous plan asked for), ``plan``, one
+target pass over R anchors + sum(l) draft tokens + prefill-chunk tokens, ``observe``.
+"""
+
+from __future__ import annotations
+
+
+from typing import ClassVar, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from policies.cost import CostTable
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+
+class VerifyState(NamedTuple):
+    """Everything a policy may look at; arrays are read-only views, one row per decoding request.
+
+    Rows are in admission order. ``slots`` are the engine's cache slots: stable while a request
+    lives, recycled after it, so a policy that remembers requests indexes its memory by slot and
+    clears what ``fresh`` marks.
+    """
+
+    step: int
+    """Engine step number, from 0."""
+    time_s: float
+    """Engine clock, seconds."""
+    current: Floats
+    """[R, gamma] calibrated confidences of this step's drafts; 0 beyond ``drafted``."""
+    lagged: Floats
+    """[R, gamma] the same as they were ``Policy.lag`` steps ago; 1 for a request too new for it."""
+    drafted: Ints
+    """[R] draft tokens that exist this step, 0..gamma: the most that can be verified."""
+    slots: Ints
+    """[R] cache slot of each request."""
+    fresh: Bools
+    """[R] True in a request's first decoding step."""
+    context_tokens: Ints
+    """[R] cached tokens that the anchor attends to."""
+    generated_tokens: Ints
+    """[R] output tokens so far, the anchor included."""
+    domain: Ints
+    """[R] domain code of each request (0 where unknown)."""
+    slo_class: Ints
+    """[R] service class: 0 interactive, 1 batch, 2 agent."""
+    slack_s: Floats
+    """[R] seconds ahead of the class's TPOT schedule (negative: late; inf: no target)."""
+    other_tokens: int
+    """Non-draft tokens of the step: R anchors + prefill-chunk tokens."""
+    sampling_requests: int
+    """Requests that get a token from this step: R + prefills that end in it."""
+    queue_length: int
+    """Requests waiting for admission."""
+    cost: CostTable
+    """What the engine believes a step costs."""
+    true_accepted: Ints | None = None
+    """[R] accepted length of each full block: only for policies marked ``analysis_only``."""
+
+
+class VerifyPlan(NamedTuple):
+    """The answer: draft tokens to verify now, and how many to draft for the next step."""
+
+    lengths: Ints
+    """[R] draft tokens to verify, 0..drafted each."""
+    draft: Ints | None = None
+    """[R] draft tokens to propose next step, 0..gamma each (0: skip drafting); None: all gamma."""
+    adaptive: bool = True
+    """False when every request verifies all it drafted: the engine may take the plain fixed path."""
+
+
+class StepOutcome(NamedTuple):
+    """What came of a plan; rows as in the state the plan was made for."""
+
+    step: int
+    slots: Ints
+    lengths: Ints
+    """[R] draft tokens verified."""
+    accepted: Ints
+    """[R] draft tokens accepted, 0..lengths (the bonus not counted)."""
+    current: Floats
+    """[R, gamma] the confidences that went with them."""
+    finished: Bools
+    """[R] True where the request ended in this step."""
+    step_time_s: float
+    """Measured time of the whole step, seconds."""
+
+
+class Policy(Protocol):
+    """Decides verification lengths. Construct one object per run and replica.
+
+    ``plan`` is pure in the state plus the policy's own memory and never writes to the state's
+    arrays; ties are broken by position, then row, never by token value. ``plan`` of an empty state
+    (R = 0) returns empty lengths.
+    """
+
+    name: ClassVar[str]
+    lag: int
+    """Age in steps of the confidences in ``state.lagged`` that this policy sizes with."""
+    anticipating: ClassVar[bool]
+    """True when sizing reads current values, which biases sampled output (T > 0)."""
+    analysis_only: ClassVar[bool]
+    """True when the policy needs ``true_accepted``: no live loop can offer that."""
+
+    def plan(self, state: VerifyState) -> VerifyPlan:
+        """Lengths for this step."""
+
+    def observe(self, outcome: StepOutcome) -> None:
+        """Learn from a finished step; called once per plan, in order."""

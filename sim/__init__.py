@@ -1,0 +1,1 @@
+"""Discrete-event simulation of speculative decoding under production traffic."""
