@@ -1,0 +1,129 @@
+"""Requests of a run as structure of arrays: when each arrives and which recorded text it replays.
+
+Everything about a request is fixed here, before any policy runs, so that two policies see the
+same requests and can be compared in pairs (common random numbers).
+
+Chain of anchors: a request with ``output_tokens`` n walks n - 1 anchors. It begins at anchor
+``start`` of ``response`` and, at the end of a recorded response, goes on at anchor 0 of the next
+response of the same domain (in a cycle), so any length can be replayed from recorded blocks and the
+v-th anchor of a request is the same whatever the policy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from gpu_traces.schema import AcceptanceTraces
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+SLO_CLASSES = ("interactive", "batch", "agent")
+
+
+@dataclass(frozen=True)
+class Workload:
+    """n requests sorted by ``arrival_s``; row i is request i; arrays are [n] and read-only.
+
+    Raises ValueError for unsorted, negative or NaN arrivals and for lengths below 1.
+    """
+
+    name: str
+    arrival_s: Floats
+    """Seconds from the start of the run; of a later turn of a session only a sort key."""
+    prompt_tokens: Ints
+    output_tokens: Ints
+    """Output tokens, the one that ends prefill included; at least 1."""
+    response: Ints
+    """Index of the first recorded response that the request replays."""
+    start: Ints
+    """Anchor within ``response`` at which the replay begins."""
+    domain: Ints
+    slo_class: Ints
+    """Index into ``SLO_CLASSES``."""
+    session: Ints
+    """Session number, -1 for none. Turns of a session are rows in order: the first arrives at
+    ``arrival_s``, each later one ``think_s`` after the turn before it has ended."""
+    prefix_tokens: Ints
+    """Leading prompt tokens that a prefix cache would already hold."""
+    think_s: Floats
+    """Seconds between the end of the session's previous turn and this request."""
+
+    def __post_init__(self) -> None:
+        n = self.arrival_s.size
+        for field in fields(self)[1:]:
+            kind = np.float64 if field.name in ("arrival_s", "think_s") else np.int64
+            array = np.ascontiguousarray(getattr(self, field.name), dtype=kind)
+            if array.shape != (n,):
+                raise ValueError(f"workload: {field.name} has shape {array.shape}, expected ({n},)")
+            array = array.copy()
+            array.setflags(write=False)
+            object.__setattr__(self, field.name, array)
+        self._check()
+
+    def _check(self) -> None:
+        if not self.arrival_s.size:
+            raise ValueError("workload: no requests; at least 1 is needed")
+        if not np.all(np.isfinite(self.arrival_s)) or self.arrival_s.min() < 0:
+            raise ValueError("workload: arrival_s must be finite and at least 0")
+        late = np.flatnonzero(np.diff(self.arrival_s) < 0)
+        if late.size:
+            raise ValueError(f"workload: arrival_s falls after row {late[0]}; sort by arrival")
+        for name in ("prompt_tokens", "output_tokens"):
+            low = np.flatnonzero(getattr(self, name) < 1)
+            if low.size:
+                value = getattr(self, name)[low[0]]
+                raise ValueError(f"workload: {name} of row {low[0]} is {value}; it must be >= 1")
+
+    @property
+    def requests(self) -> int:
+        return int(self.arrival_s.size)
+
+    def head(self, requests: int) -> Workload:
+        """The first ``requests`` rows."""
+        cut = {f.name: getattr(self, f.name)[:requests] for f in fields(self)[1:]}
+        return replace(self, **cut)
+
+
+def from_bundle(
+    traces: AcceptanceTraces, arrival_s: Floats, rng: np.random.Generator, name: str
+) -> Workload:
+    """Requests that replay whole recorded responses, drawn evenly with replacement."""
+    n = arrival_s.size
+    response = rng.integers(traces.responses, size=n)
+    zeros = np.zeros(n, dtype=np.int64)
+    return Workload(
+        name=name,
+        arrival_s=arrival_s,
+        prompt_tokens=traces.prompt_tokens[response],
+        output_tokens=traces.response_tokens[response],
+        response=response,
+        start=zeros,
+        domain=traces.domain[response],
+        slo_class=zeros,
+        session=zeros - 1,
+        prefix_tokens=zeros,
+        think_s=zeros,
+    )
+
+
+def poisson(
+    traces: AcceptanceTraces, rate_rps: float, requests: int, seed: np.random.SeedSequence
+) -> Workload:
+    """Open-loop Poisson arrivals at ``rate_rps`` over the bundle's own responses.
+
+    Arrivals and responses come from separate streams of ``seed``: another rate gives the same
+    requests at arrival times that are scaled alike.
+    """
+    arrivals, bodies = (np.random.default_rng(s) for s in seed.spawn(2))
+    gaps_s = arrivals.exponential(size=requests) / rate_rps
+    return from_bundle(traces, np.cumsum(gaps_s), bodies, f"poisson {rate_rps:g}/s")
+
+
+def at_once(traces: AcceptanceTraces, requests: int, seed: np.random.SeedSequence) -> Workload:
+    """All requests at time 0: what a closed loop of fixed concurrency takes its next one from."""
+    _, bodies = (np.random.default_rng(s) for s in seed.spawn(2))
+    return from_bundle(traces, np.zeros(requests), bodies, "closed loop")
