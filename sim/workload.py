@@ -21,6 +21,7 @@ from gpu_traces.schema import AcceptanceTraces
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
+FLOAT_FIELDS = ("arrival_s", "think_s", "patience_s")
 SLO_CLASSES = ("interactive", "batch", "agent")
 
 
@@ -51,11 +52,13 @@ class Workload:
     """Leading prompt tokens that a prefix cache would already hold."""
     think_s: Floats
     """Seconds between the end of the session's previous turn and this request."""
+    patience_s: Floats
+    """Seconds after arrival at which the client gives up and cancels; inf for never."""
 
     def __post_init__(self) -> None:
         n = self.arrival_s.size
         for field in fields(self)[1:]:
-            kind = np.float64 if field.name in ("arrival_s", "think_s") else np.int64
+            kind = np.float64 if field.name in FLOAT_FIELDS else np.int64
             array = np.ascontiguousarray(getattr(self, field.name), dtype=kind)
             if array.shape != (n,):
                 raise ValueError(f"workload: {field.name} has shape {array.shape}, expected ({n},)")
@@ -107,6 +110,7 @@ def from_bundle(
         session=zeros - 1,
         prefix_tokens=zeros,
         think_s=zeros,
+        patience_s=np.full(n, np.inf),
     )
 
 
