@@ -10,7 +10,6 @@ target pass over R anchors + sum(l) draft tokens + prefill-chunk tokens, ``obser
 
 from __future__ import annotations
 
-
 from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
@@ -75,7 +74,7 @@ class VerifyPlan(NamedTuple):
     draft: Ints | None = None
     """[R] draft tokens to propose next step, 0..gamma each (0: skip drafting); None: all gamma."""
     adaptive: bool = True
-    """False when every request verifies all it drafted: the engine may take the plain fixed path."""
+    """False when every request verifies all it drafted: the engine may take the fixed path."""
 
 
 class StepOutcome(NamedTuple):
@@ -98,21 +97,29 @@ class StepOutcome(NamedTuple):
 class Policy(Protocol):
     """Decides verification lengths. Construct one object per run and replica.
 
-    ``plan`` is pure in the state plus the policy's own memory and never writes to the state's
-    arrays; ties are broken by position, then row, never by token value. ``plan`` of an empty state
-    (R = 0) returns empty lengths.
+    A class gives ``Config``, a frozen dataclass whose defaults are its parameters, and is built as
+    ``cls(gamma, config)``; ValueError for a parameter out of range. Subclassing inherits the
+    defaults below. ``plan`` is pure in the state plus the policy's own memory and never writes to
+    the state's arrays; ties are broken by position, then row, never by token value. ``plan`` of an
+    empty state (R = 0) returns empty lengths.
     """
 
     name: ClassVar[str]
-    lag: int
+    lag: int = 0
     """Age in steps of the confidences in ``state.lagged`` that this policy sizes with."""
-    anticipating: ClassVar[bool]
+    anticipating: bool = False
     """True when sizing reads current values, which biases sampled output (T > 0)."""
-    analysis_only: ClassVar[bool]
+    analysis_only: ClassVar[bool] = False
     """True when the policy needs ``true_accepted``: no live loop can offer that."""
+    cost_rule: ClassVar[str] = "linear"
+    """Lookup rule (``policies.cost.RULES``) of the belief that this engine builds from samples."""
+    first_draft: int | None = None
+    """Draft tokens for a request's first decoding step, of which no plan has spoken yet; read by
+    the harness whenever it admits a request. None: all gamma."""
 
     def plan(self, state: VerifyState) -> VerifyPlan:
         """Lengths for this step."""
 
     def observe(self, outcome: StepOutcome) -> None:
         """Learn from a finished step; called once per plan, in order."""
+        return None

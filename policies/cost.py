@@ -84,7 +84,7 @@ class CostTable:
         return float(row[min(requests, row.size - 1)])
 
     def verify_curve_s(self, first: int, count: int) -> Floats:
-        """Seconds for token counts first, first + 1, ..., first + count - 1 (a view if in range)."""
+        """Seconds for the ``count`` token counts from ``first`` on (a view if in range)."""
         if first + count <= self.verify_s.size:
             return self.verify_s[first : first + count]
         sizes = np.arange(first, first + count)

@@ -37,6 +37,8 @@ def check_plan(policy: Policy, state: VerifyState, plan: VerifyPlan) -> None:
     """Raise ValueError when a plan breaks its contract (shape, range)."""
     lengths = plan.lengths
     if lengths.shape != state.drafted.shape:
-        raise ValueError(f"{policy.name}: {lengths.shape} lengths for {state.drafted.shape[0]} rows")
+        raise ValueError(
+            f"{policy.name}: {lengths.shape} lengths for {state.drafted.shape[0]} rows"
+        )
     if np.any(lengths < 0) or np.any(lengths > state.drafted):
         raise ValueError(f"{policy.name}: lengths must lie in 0..drafted, got {lengths.tolist()}")

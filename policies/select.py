@@ -1,0 +1,154 @@
+"""Selection primitives that the policies share: survivals, how many to admit, and which.
+
+Survival S[r, j] = c[r, 1] ... c[r, j] is the probability that the prefix through draft token j is
+accepted. A budget B admits the B largest survivals of the step; as S never rises along a row, that
+set is a prefix per request, and the expected tokens of the step are base + the sum of its values.
+
+``survivals`` and the admitting loop are numba-compiled once per array type and cached on disk;
+``warm_up`` compiles them before a clock runs.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from policies.base import Floats, Ints, VerifyState
+
+Confidences = npt.NDArray[np.floating]
+
+
+@njit(cache=True)
+def survivals(confidences: Confidences, drafted: Ints) -> Floats:
+    """Prefix survivals [R, gamma] of confidences [R, gamma]; 0 beyond ``drafted`` [R]."""
+    rows, gamma = confidences.shape
+    out = np.zeros((rows, gamma))
+    for r in range(rows):
+        product = 1.0
+        for j in range(drafted[r]):
+            product *= confidences[r, j]
+            out[r, j] = product
+    return out
+
+
+@njit(cache=True, error_model="numpy")
+def _first_argmax(
+    ascending: Floats, base: float, fixed_s: float, verify_s: Floats
+) -> tuple[int, float]:
+    best, best_rate, tokens = 0, base / (fixed_s + verify_s[0]), base
+    for admitted in range(1, verify_s.size):
+        tokens += ascending[ascending.size - admitted]
+        rate = tokens / (fixed_s + verify_s[admitted])
+        if rate > best_rate:
+            best, best_rate = admitted, rate
+    return best, best_rate
+
+
+@njit(cache=True, error_model="numpy")
+def _first_descent(
+    ascending: Floats, base: float, fixed_s: float, verify_s: Floats
+) -> tuple[int, float]:
+    rate, tokens = base / (fixed_s + verify_s[0]), base
+    for admitted in range(1, verify_s.size):
+        tokens += ascending[ascending.size - admitted]
+        next_rate = tokens / (fixed_s + verify_s[admitted])
+        if next_rate <= rate:
+            return admitted - 1, rate
+        rate = next_rate
+    return verify_s.size - 1, rate
+
+
+def best_budget(
+    survival: Floats, base: float, fixed_s: float, verify_s: Floats
+) -> tuple[int, float]:
+    """Budget B that maximises (base + sum of the B best survivals) / (fixed_s + verify_s[B]).
+
+    The global maximum over B = 0 .. len(verify_s) - 1, the smallest on ties, and its value in
+    tokens per second. ``verify_s[B]`` is the target pass with B draft tokens on board.
+    """
+    budget, rate = _first_argmax(np.sort(survival, axis=None), base, fixed_s, verify_s)
+    return budget, rate
+
+
+def early_stop_budget(
+    survival: Floats, base: float, fixed_s: float, verify_s: Floats
+) -> tuple[int, float]:
+    """As ``best_budget``, but stops at the first B at which the rate does not strictly rise."""
+    budget, rate = _first_descent(np.sort(survival, axis=None), base, fixed_s, verify_s)
+    return budget, rate
+
+
+@njit(cache=True)
+def _admit(survival: Floats, drafted: Ints, threshold: float, budget: int) -> Ints:
+    rows, gamma = survival.shape
+    lengths = np.zeros(rows, dtype=np.int64)
+    left = budget
+    for r in range(rows):
+        for j in range(drafted[r]):
+            if survival[r, j] <= threshold:
+                break
+            lengths[r] += 1
+            left -= 1
+    for j in range(gamma):  # ties at the threshold: earlier position first, then earlier row
+        for r in range(rows):
+            if left == 0:
+                return lengths
+            if lengths[r] == j and j < drafted[r] and survival[r, j] == threshold:
+                lengths[r] += 1
+                left -= 1
+    return lengths
+
+
+@njit(cache=True)
+def draft_counts(drafted: Ints) -> tuple[int, int, int]:
+    """Requests that drafted, the longest draft, and all draft tokens of ``drafted`` [R]."""
+    drafting, longest, total = 0, 0, 0
+    for length in drafted:
+        drafting += length > 0
+        longest = max(longest, length)
+        total += length
+    return drafting, longest, total
+
+
+def top_budget(survival: Floats, drafted: Ints, budget: int) -> Ints:
+    """Lengths [R] that admit the ``budget`` largest survivals, at most ``drafted`` per row.
+
+    The order is survival descending, position ascending, row ascending: token values never enter.
+    """
+    if budget <= 0:
+        return np.zeros(drafted.size, dtype=np.int64)
+    if budget >= draft_counts(drafted)[2]:
+        return drafted.copy()
+    cut = survival.size - budget
+    threshold = np.partition(survival, cut, axis=None)[cut]
+    lengths: Ints = _admit(survival, drafted, threshold, budget)
+    return lengths
+
+
+def step_cost_s(state: VerifyState) -> tuple[float, Floats]:
+    """Believed seconds of this step: the fixed part, and the target pass at B = 0, 1, ..., all.
+
+    The drafts exist already, but their time is part of the step that B divides.
+    """
+    drafting, longest, total = draft_counts(state.drafted)
+    fixed_s = state.cost.draft_time_s(drafting, longest)
+    return fixed_s, state.cost.verify_curve_s(state.other_tokens, total + 1)
+
+
+def warm_up() -> None:
+    """Compile every kernel for the array types that simulator and live loop pass."""
+    drafted = np.array([2, 1], dtype=np.int64)
+    for kind in (np.float32, np.float64):
+        for writeable in (True, False):
+            confidences: Confidences = np.array([[0.9, 0.8], [0.7, 0.0]], dtype=kind)
+            confidences.setflags(write=writeable)
+            drafted.setflags(write=writeable)
+            survival = survivals(confidences, drafted)
+            curve = np.array([1.0, 1.5, 2.0, 3.0])
+            curve.setflags(write=False)
+            best_budget(survival, 2.0, 0.5, curve)
+            early_stop_budget(survival, 2.0, 0.5, curve)
+            draft_counts(drafted)
+            top_budget(survival, drafted, 2)
+            drafted = drafted.copy()
