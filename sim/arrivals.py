@@ -1,0 +1,289 @@
+"""When requests arrive: point processes that draw any number of arrivals in a few array calls.
+
+``first(count, seed)`` returns the first ``count`` arrival times in seconds, sorted, from time 0.
+Every random variable of a process has its own child of ``seed``, so a longer draw begins with the
+shorter one: ``first(m, seed) == first(n, seed)[:m]`` for m <= n, bit for bit.
+
+CV is the coefficient of variation of the gaps between arrivals (Poisson: 1). Sources of the forms:
+Gamma renewal and the client mix, ServeGen (arXiv 2505.09999); log-Gaussian Cox process, Moller et
+al. 1998; thinning, Lewis and Shedler 1979.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+from scipy.signal import lfilter
+
+Floats = npt.NDArray[np.float64]
+
+
+class ArrivalProcess(Protocol):
+    """A point process on [0, inf)."""
+
+    @property
+    def rate_rps(self) -> float:
+        """Long-run mean rate, requests per second."""
+
+    def first(self, count: int, seed: np.random.SeedSequence) -> Floats:
+        """The first ``count`` arrival times, seconds."""
+
+
+def child(seed: np.random.SeedSequence, index: int) -> np.random.SeedSequence:
+    """Child number ``index`` of a seed; unlike ``spawn`` it leaves the parent as it was."""
+    return np.random.SeedSequence(seed.entropy, spawn_key=(*seed.spawn_key, index))
+
+
+def generator(seed: np.random.SeedSequence, index: int) -> np.random.Generator:
+    """A generator on child number ``index`` of a seed."""
+    return np.random.default_rng(child(seed, index))
+
+
+def gamma_gaps(rng: np.random.Generator, count: int, cv: float) -> Floats:
+    """Gamma distributed gaps of mean 1 and the given CV."""
+    if cv == 1.0:
+        return rng.exponential(size=count)
+    shape = cv**-2
+    return rng.gamma(shape, 1.0 / shape, size=count)
+
+
+def first_of(enough: int, guess: int, draw: Callable[[int], Floats]) -> Floats:
+    """The first ``enough`` results of ``draw(n)``, which returns a random share of n candidates."""
+    guess = max(guess, 16)
+    while (times := draw(guess)).size < enough:
+        guess *= 2
+    return times[:enough]
+
+
+@dataclass(frozen=True)
+class Renewal:
+    """Gamma renewal process; ``cv=1`` is Poisson, above it gaps cluster, below it they even out."""
+
+    rate_rps: float
+    cv: float = 1.0
+
+    def __post_init__(self) -> None:
+        _positive(self, "rate_rps", "cv")
+
+    def first(self, count: int, seed: np.random.SeedSequence) -> Floats:
+        return np.cumsum(gamma_gaps(generator(seed, 0), count, self.cv)) / self.rate_rps
+
+
+def poisson(rate_rps: float) -> Renewal:
+    """Poisson arrivals."""
+    return Renewal(rate_rps)
+
+
+@dataclass(frozen=True)
+class OnOff:
+    """Bursts and silences in turn (a Markov-modulated process with general sojourn times).
+
+    Burst lengths are Gamma, silences and burst rates log-normal, and gaps inside a burst Gamma
+    with ``gap_cv``, carried on from one burst to the next.
+    """
+
+    burst_rate_rps: float
+    burst_rate_cv: float
+    on_s: float
+    on_cv: float
+    off_s: float
+    off_cv: float
+    gap_cv: float
+
+    def __post_init__(self) -> None:
+        _positive(self, "burst_rate_rps", "on_s", "on_cv", "off_s", "gap_cv")
+
+    @property
+    def rate_rps(self) -> float:
+        return self.burst_rate_rps * self.on_s / (self.on_s + self.off_s)
+
+    def first(self, count: int, seed: np.random.SeedSequence) -> Floats:
+        mass = np.cumsum(gamma_gaps(generator(seed, 0), count, self.gap_cv))
+        bursts = int(1.2 * count / (self.burst_rate_rps * self.on_s)) + 16
+        while (cycle := self._cycles(bursts, seed))[2][-1] <= mass[-1]:
+            bursts *= 2
+        start_s, rate, ends = cycle
+        burst = np.searchsorted(ends, mass, side="right")
+        times: Floats = start_s[burst] + (mass - np.append(0.0, ends)[burst]) / rate[burst]
+        return times
+
+    def _cycles(self, bursts: int, seed: np.random.SeedSequence) -> tuple[Floats, Floats, Floats]:
+        """Start of each burst, its rate, and the expected arrivals up to its end."""
+        on_s = self.on_s * gamma_gaps(generator(seed, 1), bursts, self.on_cv)
+        off_s = self.off_s * lognormal(generator(seed, 2), bursts, self.off_cv)
+        rate = self.burst_rate_rps * lognormal(generator(seed, 3), bursts, self.burst_rate_cv)
+        start_s = np.cumsum(on_s + off_s) - on_s
+        return start_s, rate, np.cumsum(on_s * rate)
+
+
+@dataclass(frozen=True)
+class Diurnal:
+    """Poisson arrivals under a periodic rate curve, by thinning at the curve's largest rate."""
+
+    curve_rps: Floats
+    """Rate in the middle of each step of one period; linear in between, the last to the first."""
+    step_s: float
+    start_s: float = 0.0
+    """Point of the period at which time 0 lies."""
+
+    def __post_init__(self) -> None:
+        _check_curve(self.curve_rps, self.step_s)
+
+    @property
+    def rate_rps(self) -> float:
+        return float(self.curve_rps.mean())
+
+    def rate_at(self, time_s: Floats) -> Floats:
+        """The curve at any times, requests per second."""
+        steps = self.curve_rps.size
+        knots = np.arange(steps + 1, dtype=np.float64)
+        phase = ((time_s + self.start_s) / self.step_s - 0.5) % steps
+        rates: Floats = np.interp(phase, knots, np.append(self.curve_rps, self.curve_rps[0]))
+        return rates
+
+    def first(self, count: int, seed: np.random.SeedSequence) -> Floats:
+        peak = float(self.curve_rps.max())
+
+        def draw(candidates: int) -> Floats:
+            times = np.cumsum(generator(seed, 0).exponential(size=candidates)) / peak
+            return times[generator(seed, 1).random(candidates) * peak < self.rate_at(times)]
+
+        return first_of(count, int(1.05 * count * peak / self.rate_rps), draw)
+
+
+@dataclass(frozen=True)
+class Modulated:
+    """Poisson arrivals whose log rate wanders: a sum of Ornstein-Uhlenbeck processes.
+
+    Each component (sigma, tau_s) has standard deviation sigma and correlation time tau_s; the mean
+    rate is ``rate_rps`` whatever the components.
+    """
+
+    rate_rps: float
+    components: tuple[tuple[float, float], ...]
+
+    def __post_init__(self) -> None:
+        _positive(self, "rate_rps")
+        if not self.components or min(min(c) for c in self.components) <= 0:
+            raise ValueError(f"components {self.components} must be pairs (sigma, tau_s) above 0")
+
+    def first(self, count: int, seed: np.random.SeedSequence) -> Floats:
+        mass = np.cumsum(generator(seed, 0).exponential(size=count))
+        step_s = min(tau_s for _, tau_s in self.components) / 4
+        steps = int(1.2 * mass[-1] / (self.rate_rps * step_s)) + 16
+        while (ends := self._mass(steps, step_s, seed))[-1] <= mass[-1]:
+            steps *= 2
+        times: Floats = np.interp(mass, np.append(0.0, ends), np.arange(steps + 1) * step_s)
+        return times
+
+    def _mass(self, steps: int, step_s: float, seed: np.random.SeedSequence) -> Floats:
+        """Expected arrivals up to the end of each step."""
+        log_rate = np.zeros(steps)
+        for i, (sigma, tau_s) in enumerate(self.components):
+            keep = float(np.exp(-step_s / tau_s))
+            shock = generator(seed, i + 1).standard_normal(steps)
+            shock[1:] *= np.sqrt(1 - keep**2)
+            log_rate += sigma * lfilter([1.0], [1.0, -keep], shock) - sigma**2 / 2
+        return np.cumsum(np.exp(log_rate)) * (self.rate_rps * step_s)
+
+
+@dataclass(frozen=True)
+class Client:
+    """One client: a Gamma renewal process in operational time under a periodic rate curve.
+
+    Thinning would pull the gaps towards Poisson; stretching time by the curve keeps their CV.
+    """
+
+    curve_rps: Floats
+    """Mean rate in each step of one period."""
+    step_s: float
+    cv: float
+    start_s: float = 0.0
+    """Point of the period at which time 0 lies."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "cv")
+        _check_curve(self.curve_rps, self.step_s)
+        if not self.curve_rps.min() > 0:
+            raise ValueError("a client's rate curve must stay above 0")
+
+    @property
+    def rate_rps(self) -> float:
+        return float(self.curve_rps.mean())
+
+    def first(self, count: int, seed: np.random.SeedSequence) -> Floats:
+        ends = np.cumsum(self.curve_rps) * self.step_s
+        gaps = gamma_gaps(generator(seed, 0), count, self.cv)
+        period, rest = np.divmod(self._mass_at_start(ends) + np.cumsum(gaps), ends[-1])
+        step = np.minimum(np.searchsorted(ends, rest, side="right"), ends.size - 1)
+        inside_s = (rest - np.append(0.0, ends)[step]) / self.curve_rps[step]
+        start_of_step_s = (period * self.curve_rps.size + step) * self.step_s
+        times: Floats = start_of_step_s + inside_s - self.start_s
+        return times
+
+    def _mass_at_start(self, ends: Floats) -> float:
+        """Expected arrivals from the period's beginning to ``start_s``."""
+        knots_s = np.arange(ends.size + 1) * self.step_s
+        return float(np.interp(self.start_s, knots_s, np.append(0.0, ends)))
+
+
+@dataclass(frozen=True)
+class Replay:
+    """The arrival times of a recorded trace, shifted to begin at 0."""
+
+    times_s: Floats
+
+    def __post_init__(self) -> None:
+        check_times(self.times_s, "replay")
+
+    @property
+    def rate_rps(self) -> float:
+        span_s = float(self.times_s[-1] - self.times_s[0])
+        return self.times_s.size / span_s if span_s else float("inf")
+
+    def first(self, count: int, seed: np.random.SeedSequence) -> Floats:
+        if count > self.times_s.size:
+            raise ValueError(f"the trace has {self.times_s.size} arrivals, {count} were asked for")
+        times: Floats = self.times_s[:count] - self.times_s[0]
+        return times
+
+
+def lognormal(rng: np.random.Generator, count: int, cv: float) -> Floats:
+    """Log-normal variates of mean 1 and the given CV (0: all 1)."""
+    sigma = float(np.sqrt(np.log1p(cv**2)))
+    return np.exp(sigma * rng.standard_normal(count) - sigma**2 / 2)
+
+
+def check_times(times_s: Floats, what: str) -> None:
+    """Refuse arrivals that are empty, NaN, negative or out of order; ``what`` names their source.
+
+    Raises ValueError naming the first bad row, counted from 0 without the header.
+    """
+    if not times_s.size:
+        raise ValueError(f"{what}: no arrivals; at least 1 is needed")
+    for bad, why in (
+        (~np.isfinite(times_s), "is not a finite number"),
+        (times_s < 0, "is negative; times count from 0"),
+        (np.diff(times_s, prepend=times_s[0]) < 0, "comes before the row above; sort by arrival"),
+    ):
+        rows = np.flatnonzero(bad)
+        if rows.size:
+            raise ValueError(f"{what}: arrival {times_s[rows[0]]:g} s in row {rows[0]} {why}")
+
+
+def _positive(owner: object, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        if not (np.isfinite(value) and value > 0):
+            raise ValueError(f"{type(owner).__name__} {name}={value:g} must be above 0")
+
+
+def _check_curve(curve_rps: Floats, step_s: float) -> None:
+    if not (np.all(np.isfinite(curve_rps)) and curve_rps.size and curve_rps.min() >= 0):
+        raise ValueError("rate curve must hold finite rates of at least 0")
+    if not curve_rps.max() > 0 or not step_s > 0:
+        raise ValueError("rate curve must rise above 0 and its step must be above 0 s")
