@@ -1,0 +1,68 @@
+"""The one interface of all drafter families, and what a proposal is.
+
+A drafter keeps its own state per cache slot. After the target has processed tokens, ``extend``
+gives the drafter their features; ``propose`` drafts a block for the sequences in slots 0..n-1.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+CONFIDENCE_DTYPE = torch.float16
+"""Confidences live on this grid everywhere (live loop, traces), so that a policy fed from a trace
+sees bit for bit what the live loop's policy saw, whatever rounding noise lies below it."""
+
+
+class Proposal(NamedTuple):
+    """A drafted block for n requests."""
+
+    tokens: Tensor
+    """[n, gamma] draft tokens."""
+    logits: Tensor
+    """[n, gamma, V] fp32 logits that the tokens were drawn from (before temperature)."""
+    confidences: Tensor | None
+    """[n, gamma] raw conditional confidences in [0, 1], or None without a confidence head."""
+
+
+class Drafter(Protocol):
+    """What training, evaluation, recording and the live loop need of any family."""
+
+    gamma: int
+    feature_layers: tuple[int, ...]
+
+    def new_state(self, slots: int, capacity: int) -> object:
+        """Empty per-slot state for sequences of up to ``capacity`` tokens."""
+
+    def extend(
+        self, state: object, tokens: Tensor, features: Tensor, positions: Tensor, slots: Tensor
+    ) -> None:
+        """Take in committed tokens [n, q] with their target features [n, q, m * d]."""
+
+    def propose(
+        self,
+        state: object,
+        anchors: Tensor,
+        positions: Tensor,
+        gamma: int,
+        temperatures: Tensor,
+        uniforms: Tensor,
+    ) -> Proposal:
+        """Draft ``gamma`` tokens after ``anchors`` [n] at absolute ``positions`` [n].
+
+        Rows are slots 0..n-1. ``uniforms`` [n, gamma] decide the draws where temperature > 0.
+        """
+
+
+def draw(logits: Tensor, temperatures: Tensor, uniforms: Tensor) -> Tensor:
+    """One token per row of fp32 logits [n, V]: argmax at T = 0, else inverse-CDF at uniform u."""
+    from drafters.sampling import sample
+
+    greedy = logits.argmax(-1)
+    hot = temperatures > 0
+    if not bool(hot.any()):
+        return greedy
+    scaled = logits / torch.where(hot, temperatures, 1.0).unsqueeze(-1)
+    return torch.where(hot, sample(torch.softmax(scaled, -1), uniforms), greedy)

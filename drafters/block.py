@@ -1,0 +1,183 @@
+"""DSpark and DFlash: one parallel pass over [anchor, mask, ...] drafts a whole block.
+
+Context is the target's features of all positions before the anchor, H = hidden_norm(fc(features)),
+the same for every layer; queries are the block only; attention inside the block is bidirectional.
+Slot j of the block sits at position anchor + j and predicts token anchor + j + 1. DFlash is the
+case without Markov and confidence head. Source: DSpark paper section 3, DeepSpec.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from drafters.base import Proposal, draw
+from drafters.config import DraftConfig
+from drafters.heads import ConfidenceHead, MarkovHead
+from drafters.layers import DecoderLayer, RMSNorm, attend, rope_table
+from drafters.target import KVCache
+
+
+class TeacherForced(NamedTuple):
+    """Outputs of a training pass over N blocks whose in-block tokens are given."""
+
+    hidden: Tensor
+    """[N, gamma, d] after the final norm."""
+    latents: Tensor | None
+    """[N, gamma, r] transition latents z (logits = lm_head(hidden) + W2 z)."""
+    confidence_logits: Tensor | None
+    """[N, gamma]"""
+
+
+class BlockDrafter(nn.Module):
+    """A block drafter; state-dict names equal DeepSpec's. ``embed_tokens`` and ``lm_head`` are the
+    target's, frozen; they may be shared with it instead of stored."""
+
+    def __init__(self, config: DraftConfig) -> None:
+        super().__init__()
+        shape, rank = config.shape, config.markov_rank
+        self.config, self.gamma = config, config.gamma
+        self.feature_layers = config.target_layer_ids
+        self.embed_tokens = nn.Embedding(config.vocab_size, shape.hidden_size)
+        self.lm_head = nn.Linear(shape.hidden_size, config.vocab_size, bias=False)
+        self.fc = nn.Linear(config.feature_size, shape.hidden_size, bias=False)
+        self.hidden_norm = RMSNorm(shape.hidden_size, shape.rms_norm_eps)
+        self.layers = nn.ModuleList(DecoderLayer(shape) for _ in range(config.num_layers))
+        self.norm = RMSNorm(shape.hidden_size, shape.rms_norm_eps)
+        if rank:
+            self.markov_head = MarkovHead(
+                config.vocab_size, rank, shape.hidden_size, config.markov_head_type
+            )
+        if config.confidence_head:
+            used = rank if config.confidence_with_markov else 0
+            self.confidence_head = ConfidenceHead(shape.hidden_size, used)
+
+    # --- inference: contexts of many requests, kept in slots ---
+
+    def new_state(self, slots: int, capacity: int) -> KVCache:
+        """Context keys and values; the block's own are written past the anchor and overwritten."""
+        like = self.norm.weight.detach()
+        shape, layers = self.config.shape, self.config.num_layers
+        return KVCache(layers, shape, slots, capacity + self.gamma, like)
+
+    def extend(
+        self, state: KVCache, tokens: Tensor, features: Tensor, positions: Tensor, slots: Tensor
+    ) -> None:
+        """Project target features [n, q, m * d] at ``positions`` [n, q] into the context cache."""
+        context = self.context(features)
+        rope = self._rope(positions)
+        for i, layer in enumerate(self.layers):
+            state.write(i, slots, positions, *layer.self_attn.keys_values(context, rope))
+
+    def propose(
+        self,
+        state: KVCache,
+        anchors: Tensor,
+        positions: Tensor,
+        gamma: int,
+        temperatures: Tensor,
+        uniforms: Tensor,
+    ) -> Proposal:
+        """See ``drafters.base.Drafter``; always drafts from a full block, returns its first gamma."""
+        hidden = self._block_hidden(state, anchors, positions)[:, :gamma]
+        base = self.lm_head(hidden).float()
+        return self.sequential(base, hidden, anchors, temperatures, uniforms)
+
+    def _block_hidden(self, state: KVCache, anchors: Tensor, positions: Tensor) -> Tensor:
+        n = anchors.shape[0]
+        offsets = torch.arange(self.gamma, device=anchors.device)
+        at = positions.unsqueeze(1) + offsets
+        slots = torch.arange(n, device=anchors.device)
+        span = int(positions.max()) + self.gamma
+        seen = torch.arange(span, device=anchors.device) < (positions + self.gamma).unsqueeze(-1)
+        mask = seen.unsqueeze(1).expand(n, self.gamma, span)
+        x, rope = self._inputs(anchors), self._rope(at)
+        for i, layer in enumerate(self.layers):
+            normed = layer.input_layernorm(x)
+            q = layer.self_attn.queries(normed, rope)
+            state.write(i, slots, at, *layer.self_attn.keys_values(normed, rope))
+            k, v = state.keys[i, :n, :, :span], state.values[i, :n, :, :span]
+            x = layer.finish(x, attend(q, k, v, mask))
+        return self.norm(x)
+
+    def sequential(
+        self,
+        base: Tensor,
+        hidden: Tensor,
+        anchors: Tensor,
+        temperatures: Tensor,
+        uniforms: Tensor,
+    ) -> Proposal:
+        """The sequential part: base logits [n, g, V] and hidden [n, g, d] -> drawn block."""
+        if not self.config.markov_rank:
+            tokens = [
+                draw(base[:, k], temperatures, uniforms[:, k]) for k in range(base.shape[1])
+            ]
+            return Proposal(torch.stack(tokens, 1), base, self._confidences(hidden, None))
+        previous, state, tokens, rows, logits = anchors, None, [], [], []
+        for k in range(base.shape[1]):
+            z, row, state = self.markov_head.latent(hidden[:, k], previous, state)
+            logits.append(base[:, k] + self.markov_head.markov_w2(z).float())
+            previous = draw(logits[-1], temperatures, uniforms[:, k])
+            tokens.append(previous)
+            rows.append(row)
+        confidences = self._confidences(hidden, torch.stack(rows, 1))
+        return Proposal(torch.stack(tokens, 1), torch.stack(logits, 1), confidences)
+
+    def _confidences(self, hidden: Tensor, rows: Tensor | None) -> Tensor | None:
+        if not self.config.confidence_head:
+            return None
+        return torch.sigmoid(self.confidence_head(hidden, rows).float())
+
+    # --- training: many anchors of whole sequences, in-block tokens given ---
+
+    def teacher_forced(
+        self, tokens: Tensor, features: Tensor, anchors: Tensor, in_block: Tensor
+    ) -> TeacherForced:
+        """Blocks at ``anchors`` [b, a] of sequences ``tokens`` [b, t] with ``features`` [b, t, m*d].
+
+        ``in_block`` [b, a, gamma] holds the tokens before each prediction: the anchor, then the
+        text. Returns N = b * a blocks.
+        """
+        b, a = anchors.shape
+        context = self.context(features)
+        context_rope = self._rope(torch.arange(tokens.shape[1], device=tokens.device)[None])
+        at = (anchors.unsqueeze(-1) + torch.arange(self.gamma, device=tokens.device)).flatten(1)
+        x = self._inputs(in_block[..., 0].flatten()).reshape(b, a * self.gamma, -1)
+        rope, mask = self._rope(at), self._training_mask(tokens.shape[1], anchors)
+        for layer in self.layers:
+            normed = layer.input_layernorm(x)
+            q = layer.self_attn.queries(normed, rope)
+            ck, cv = layer.self_attn.keys_values(context, context_rope)
+            bk, bv = layer.self_attn.keys_values(normed, rope)
+            k, v = torch.cat((ck, bk), 2), torch.cat((cv, bv), 2)
+            x = layer.finish(x, attend(q, k, v, mask))
+        hidden = self.norm(x).reshape(b * a, self.gamma, -1)
+        latents, rows = None, None
+        if self.config.markov_rank:
+            latents, rows = self.markov_head.latents(hidden, in_block.reshape(b * a, -1))
+        logits = self.confidence_head(hidden, rows) if self.config.confidence_head else None
+        return TeacherForced(hidden, latents, logits)
+
+    def _training_mask(self, length: int, anchors: Tensor) -> Tensor:
+        """[b, a * gamma, t + a * gamma]: context before the anchor, and the query's own block."""
+        b, a = anchors.shape
+        before = torch.arange(length, device=anchors.device) < anchors.unsqueeze(-1)
+        block = torch.arange(a * self.gamma, device=anchors.device) // self.gamma
+        own = (block.unsqueeze(0) == block.unsqueeze(1)).expand(b, -1, -1)
+        return torch.cat((before.repeat_interleave(self.gamma, 1), own), -1)
+
+    def context(self, features: Tensor) -> Tensor:
+        """H [..., d] from features [..., m * d]."""
+        return self.hidden_norm(self.fc(features))
+
+    def _inputs(self, anchors: Tensor) -> Tensor:
+        """Embedded [anchor, mask, ...] blocks [n, gamma, d]."""
+        ids = anchors.new_full((anchors.shape[0], self.gamma), self.config.mask_token_id)
+        ids[:, 0] = anchors
+        return self.embed_tokens(ids)
+
+    def _rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        return rope_table(positions, self.config.shape.head_dim, self.config.shape.rope_theta)
