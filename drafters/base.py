@@ -6,10 +6,16 @@ gives the drafter their features; ``propose`` drafts a block for the sequences i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+from drafters.sampling import sample
+
+Draw = Callable[[int, Tensor], Tensor]
+"""Picks one token per row: ``draw(k, logits)`` with fp32 logits [n, V] of block position k."""
 
 CONFIDENCE_DTYPE = torch.float16
 """Confidences live on this grid everywhere (live loop, traces), so that a policy fed from a trace
@@ -47,22 +53,27 @@ class Drafter(Protocol):
         anchors: Tensor,
         positions: Tensor,
         gamma: int,
-        temperatures: Tensor,
-        uniforms: Tensor,
+        draw: Draw,
     ) -> Proposal:
         """Draft ``gamma`` tokens after ``anchors`` [n] at absolute ``positions`` [n].
 
-        Rows are slots 0..n-1. ``uniforms`` [n, gamma] decide the draws where temperature > 0.
+        Rows are slots 0..n-1; ``draw(k, logits)`` picks the token of block position k.
         """
 
 
-def draw(logits: Tensor, temperatures: Tensor, uniforms: Tensor) -> Tensor:
-    """One token per row of fp32 logits [n, V]: argmax at T = 0, else inverse-CDF at uniform u."""
-    from drafters.sampling import sample
+class Sampler:
+    """The live loop's draw: argmax where temperature is 0, else inverse-CDF at a given uniform."""
 
-    greedy = logits.argmax(-1)
-    hot = temperatures > 0
-    if not bool(hot.any()):
-        return greedy
-    scaled = logits / torch.where(hot, temperatures, 1.0).unsqueeze(-1)
-    return torch.where(hot, sample(torch.softmax(scaled, -1), uniforms), greedy)
+    def __init__(self, temperatures: Tensor, uniforms: Tensor) -> None:
+        """``temperatures`` [n]; ``uniforms`` [n, gamma] in [0, 1)."""
+        self.temperatures, self.uniforms = temperatures, uniforms
+        self.hot = temperatures > 0
+        self.any_hot = bool(self.hot.any())
+
+    def __call__(self, k: int, logits: Tensor) -> Tensor:
+        greedy = logits.argmax(-1)
+        if not self.any_hot:
+            return greedy
+        scaled = logits / torch.where(self.hot, self.temperatures, 1.0).unsqueeze(-1)
+        drawn = sample(torch.softmax(scaled, -1), self.uniforms[:, k])
+        return torch.where(self.hot, drawn, greedy)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from drafters.base import Proposal, draw
+from drafters.base import Draw, Proposal
 from drafters.config import DraftConfig
 from drafters.heads import ConfidenceHead, MarkovHead
 from drafters.layers import DecoderLayer, RMSNorm, attend, rope_table
@@ -77,13 +77,12 @@ class BlockDrafter(nn.Module):
         anchors: Tensor,
         positions: Tensor,
         gamma: int,
-        temperatures: Tensor,
-        uniforms: Tensor,
+        draw: Draw,
     ) -> Proposal:
         """See ``drafters.base.Drafter``; always drafts from a full block, returns its first gamma."""
         hidden = self._block_hidden(state, anchors, positions)[:, :gamma]
         base = self.lm_head(hidden).float()
-        return self.sequential(base, hidden, anchors, temperatures, uniforms)
+        return self.sequential(base, hidden, anchors, draw)
 
     def _block_hidden(self, state: KVCache, anchors: Tensor, positions: Tensor) -> Tensor:
         n = anchors.shape[0]
@@ -102,25 +101,16 @@ class BlockDrafter(nn.Module):
             x = layer.finish(x, attend(q, k, v, mask))
         return self.norm(x)
 
-    def sequential(
-        self,
-        base: Tensor,
-        hidden: Tensor,
-        anchors: Tensor,
-        temperatures: Tensor,
-        uniforms: Tensor,
-    ) -> Proposal:
+    def sequential(self, base: Tensor, hidden: Tensor, anchors: Tensor, draw: Draw) -> Proposal:
         """The sequential part: base logits [n, g, V] and hidden [n, g, d] -> drawn block."""
         if not self.config.markov_rank:
-            tokens = [
-                draw(base[:, k], temperatures, uniforms[:, k]) for k in range(base.shape[1])
-            ]
+            tokens = [draw(k, base[:, k]) for k in range(base.shape[1])]
             return Proposal(torch.stack(tokens, 1), base, self._confidences(hidden, None))
         previous, state, tokens, rows, logits = anchors, None, [], [], []
         for k in range(base.shape[1]):
             z, row, state = self.markov_head.latent(hidden[:, k], previous, state)
             logits.append(base[:, k] + self.markov_head.markov_w2(z).float())
-            previous = draw(logits[-1], temperatures, uniforms[:, k])
+            previous = draw(k, logits[-1])
             tokens.append(previous)
             rows.append(row)
         confidences = self._confidences(hidden, torch.stack(rows, 1))

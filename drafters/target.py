@@ -41,6 +41,11 @@ class KVCache:
         self.keys[layer][where] = k.transpose(1, 2)
         self.values[layer][where] = v.transpose(1, 2)
 
+    def broadcast(self, length: int) -> None:
+        """Copy the first ``length`` positions of slot 0 to every slot."""
+        for store in (self.keys, self.values):
+            store[:, 1:, :, :length] = store[:, :1, :, :length]
+
     def move(self, source: int, destination: int, length: int) -> None:
         """Copy the first ``length`` positions of one slot over another."""
         for store in (self.keys, self.values):
