@@ -5,10 +5,24 @@ numpy and numba only. Importing the package registers every policy of this repos
 """
 
 from policies import (  # noqa: F401  (imported to register)
+    adaspec,
+    ascend,
+    atom,
+    bandit,
     confidence,
+    dcut,
     fixed,
     hardware_aware,
     mtp_1,
     none,
+    oracle,
+    oracle_static,
+    per_batch_size,
+    sglang,
+    sglang_adaptive,
+    tensorrt_llm,
+    tetris,
     threshold,
+    turbospec,
+    vllm,
 )

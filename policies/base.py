@@ -111,8 +111,12 @@ class Policy(Protocol):
     """True when sizing reads current values, which biases sampled output (T > 0)."""
     analysis_only: ClassVar[bool] = False
     """True when the policy needs ``true_accepted``: no live loop can offer that."""
-    cost_rule: ClassVar[str] = "linear"
+    cost_rule: str = "linear"
     """Lookup rule (``policies.cost.RULES``) of the belief that this engine builds from samples."""
+    signal: ClassVar[str] = "confidence"
+    """What ``state.current`` should hold: ``confidence`` (estimated acceptance, known before the
+    token is drawn) or ``token_prob`` (the drafter's probability of the token it drew). Confidences
+    stand in where token probabilities were not recorded."""
     first_draft: int | None = None
     """Draft tokens for a request's first decoding step, of which no plan has spoken yet; read by
     the harness whenever it admits a request. None: all gamma."""

@@ -16,16 +16,18 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 
-RULES = ("linear", "ceil", "floor")
+RULES = ("linear", "clamp", "rate", "ceil", "floor")
 
 
 def densify(sizes: npt.ArrayLike, seconds: npt.ArrayLike, rule: str, last: int) -> Floats:
     """Seconds for every integer size 0..last from measured points, by an engine's lookup rule.
 
     ``linear``: interpolate between points, constant below the first, last slope beyond the last
-    (TensorRT-LLM, ATOM). ``ceil``: the value at the next measured size, over a running maximum
-    (vLLM up to its capture limit). ``floor``: the value at the largest measured size not above
-    (SGLang's 1-D table). Size 0 keeps the first value. Raises ValueError on a bad table.
+    (TensorRT-LLM). ``clamp``: the same, constant beyond the last (SGLang's additive table).
+    ``rate``: interpolate 1 / seconds, constant outside (ATOM). ``ceil``: the value at the next
+    measured size, over a running maximum (vLLM up to its capture limit). ``floor``: the value at
+    the largest measured size not above (SGLang's 1-D table). Size 0 keeps the first value. Raises
+    ValueError on a bad table.
     """
     x, y = np.asarray(sizes, dtype=np.float64), np.asarray(seconds, dtype=np.float64)
     if x.ndim != 1 or x.shape != y.shape or x.size == 0:
@@ -35,6 +37,10 @@ def densify(sizes: npt.ArrayLike, seconds: npt.ArrayLike, rule: str, last: int) 
     grid = np.arange(last + 1, dtype=np.float64)
     if rule == "linear":
         return _interpolate(x, y, grid)
+    if rule == "clamp":
+        return np.interp(grid, x, y)
+    if rule == "rate":
+        return 1.0 / np.interp(grid, x, 1.0 / np.maximum(y, 1e-9))
     if rule == "floor":
         return y[np.clip(np.searchsorted(x, grid, side="right") - 1, 0, x.size - 1)]
     if rule == "ceil":
@@ -61,12 +67,17 @@ class CostTable:
     zero). ``verify_s`` [T_max + 1]: seconds of a target pass over T tokens. ``context_s``: seconds
     per cached token read, on top of the context the table was profiled at (0: token-only, as in
     every known engine). ``adaptive_s``: extra seconds of a step that takes the ragged path.
+    ``refill_s``: seconds per token that the drafter's cache missed while a request skipped
+    drafting, paid when it drafts again. ``tiers``: captured token counts that a step is padded up
+    to, ascending (empty: unknown).
     """
 
     draft_s: Floats
     verify_s: Floats
     context_s: float = 0.0
     adaptive_s: float = 0.0
+    refill_s: float = 0.0
+    tiers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.draft_s.ndim != 2 or self.verify_s.ndim != 1:

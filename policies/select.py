@@ -32,6 +32,20 @@ def survivals(confidences: Confidences, drafted: Ints) -> Floats:
     return out
 
 
+@njit(cache=True)
+def prefix_above(confidences: Confidences, drafted: Ints, tau: float, survival: bool) -> Ints:
+    """Leading positions [R] whose survival (else: confidence) is at least ``tau``."""
+    lengths = np.zeros(drafted.size, dtype=np.int64)
+    for r in range(drafted.size):
+        product = 1.0
+        for j in range(drafted[r]):
+            product *= confidences[r, j]
+            if (product if survival else confidences[r, j]) < tau:
+                break
+            lengths[r] += 1
+    return lengths
+
+
 @njit(cache=True, error_model="numpy")
 def _first_argmax(
     ascending: Floats, base: float, fixed_s: float, verify_s: Floats
@@ -150,5 +164,6 @@ def warm_up() -> None:
             best_budget(survival, 2.0, 0.5, curve)
             early_stop_budget(survival, 2.0, 0.5, curve)
             draft_counts(drafted)
+            prefix_above(confidences, drafted, 0.5, True)
             top_budget(survival, drafted, 2)
             drafted = drafted.copy()

@@ -13,27 +13,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-from numba import njit
-
-from policies.base import Ints, Policy, VerifyPlan, VerifyState
+from policies.base import Policy, VerifyPlan, VerifyState
 from policies.limits import in_range
 from policies.registry import register
-from policies.select import Confidences
-
-
-@njit(cache=True)
-def prefix_above(confidences: Confidences, drafted: Ints, tau: float, survival: bool) -> Ints:
-    """Leading positions [R] whose survival (else: confidence) is at least ``tau``."""
-    lengths = np.zeros(drafted.size, dtype=np.int64)
-    for r in range(drafted.size):
-        product = 1.0
-        for j in range(drafted[r]):
-            product *= confidences[r, j]
-            if (product if survival else confidences[r, j]) < tau:
-                break
-            lengths[r] += 1
-    return lengths
+from policies.select import prefix_above
 
 
 @register

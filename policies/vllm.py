@@ -1,0 +1,51 @@
+"""vLLM's adaptive verification: cost-table argmax on one-step-old confidences.
+
+    B* = first argmax over B of (N_s + s_1 + ... + s_B) / (draft_cost[batch] + verify_cost[T + B])
+
+N_s counts the requests that sample this step (prefills that end included), T all other tokens
+(prefill chunks included), draft_cost is looked up at the whole batch, and both tables round up to
+the next profiled size over a running maximum. The B* largest current survivals are admitted. No
+calibration, no hysteresis, no minimum length, no SLO term.
+
+Source: vLLM 0.33 ``adaptive_verification.py`` (vllm-project/vllm#47808).
+Sizes on values one step old, ranks by current ones: lossless.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from policies.base import Policy, VerifyPlan, VerifyState
+from policies.limits import in_range
+from policies.registry import register
+from policies.select import best_budget, draft_counts, survivals, top_budget
+
+
+@register
+class Vllm(Policy):
+    """One-step lag, global argmax, prefill counted, tables rounded up."""
+
+    @dataclass(frozen=True)
+    class Config:
+        """``lag``: age in steps of the confidences that size the budget."""
+
+        lag: int = 1
+
+    name: ClassVar[str] = "vllm"
+    cost_rule = "ceil"
+
+    def __init__(self, gamma: int, config: Config) -> None:
+        in_range(self.name, config, lag=(0, 16))
+        self.lag = config.lag
+        self.anticipating = config.lag == 0
+
+    def plan(self, state: VerifyState) -> VerifyPlan:
+        """The argmax of the whole curve, spent on the best current drafts."""
+        requests, cost = state.sampling_requests, state.cost
+        verify_s = cost.verify_curve_s(state.other_tokens, draft_counts(state.drafted)[2] + 1)
+        stale = survivals(state.lagged, state.drafted)
+        budget, _ = best_budget(stale, requests, cost.draft_time_s(requests), verify_s)
+        return VerifyPlan(
+            top_budget(survivals(state.current, state.drafted), state.drafted, budget)
+        )
