@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ import torch
 
 from drafters.errors import UserError
 from drafters.progress import progress
-from drafters.prompts import SPLITS, load_prompts
+from drafters.prompts import SPLITS, Prompt, load_prompts
 from drafters.sampling import probabilities, request_uniforms, sample
 from drafters.target import Target, encode_chat, load_target, load_tokenizer, stop_tokens
 
@@ -119,7 +120,7 @@ def plan(args: argparse.Namespace, tokenizer: object) -> list[Response]:
     if Path(args.out).exists():
         done = {json.loads(line)["name"] for line in Path(args.out).read_text().splitlines()}
     queue, too_long = [], 0
-    for prompt in load_prompts(args.prompts, args.split):
+    for prompt in spread(load_prompts(args.prompts, args.split), args.limit):
         tokens = encode_chat(tokenizer, prompt.text)
         if len(tokens) > args.max_prompt:
             too_long += 1
@@ -133,6 +134,17 @@ def plan(args: argparse.Namespace, tokenizer: object) -> list[Response]:
         print(f"skipped {too_long} prompts of over {args.max_prompt} tokens", file=sys.stderr)
     np.random.default_rng(args.seed).shuffle(queue)  # type: ignore[arg-type]
     return queue
+
+
+def spread(prompts: list[Prompt], limit: int) -> list[Prompt]:
+    """At most ``limit`` prompts (0: all), the domains taken in turn, each in order of its keys."""
+    if not limit:
+        return prompts
+    by_domain: dict[str, list[Prompt]] = {}
+    for prompt in sorted(prompts, key=lambda p: p.key):
+        by_domain.setdefault(prompt.domain, []).append(prompt)
+    turns = zip_longest(*(by_domain[d] for d in sorted(by_domain)))
+    return [p for turn in turns for p in turn if p is not None][:limit]
 
 
 def generate(args: argparse.Namespace) -> None:
@@ -168,6 +180,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--prompts", nargs="+", required=True, help="JSONL files or folders")
     made.add_argument("--out", required=True, help="JSONL file to append responses to")
     made.add_argument("--split", choices=SPLITS, default="train", help="half of the prompts")
+    made.add_argument("--limit", type=int, default=0, help="prompts at most; 0: all")
     made.add_argument("--samples", type=int, default=2, help="responses per prompt at T = 1")
     made.add_argument("--greedy", type=int, default=1, help="responses per prompt at T = 0")
     made.add_argument("--tokens", type=int, default=0, help="stop after so many tokens; 0: all")
