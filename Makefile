@@ -1,10 +1,11 @@
-# Every target works on a fresh checkout; the environment is .venv.
+# Every target works on a fresh checkout with Python >= 3.11; the environment is .venv.
 PY := .venv/bin/python
+CPU_ONLY := $(shell command -v nvidia-smi >/dev/null 2>&1 || echo --constraint .ci/constraints-cpu.txt)
 
-.venv/core:
-	python3 -m venv .venv && .venv/bin/pip install --quiet --editable . && touch $@
+.venv/core: pyproject.toml
+	python3 -m venv .venv && $(PY) -m pip install --quiet --editable . && touch $@
 .venv/full: .venv/core
-	sh docs/install_torch.sh && .venv/bin/pip install --quiet --editable '.[live,app,dev]' && touch $@
+	$(PY) -m pip install --quiet $(CPU_ONLY) --editable '.[live,app,dev]' && touch $@
 
 .PHONY: install run test check bench app
 install: .venv/full
