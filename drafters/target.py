@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from drafters.batch import Batch, Group
 from drafters.errors import UserError
 from drafters.fetch import MODELS, fetch
 from drafters.layers import DecoderLayer, LayerShape, RMSNorm, attend, rope_table
@@ -41,6 +42,25 @@ class KVCache:
         self.keys[layer][where] = k.transpose(1, 2)
         self.values[layer][where] = v.transpose(1, 2)
 
+    def store(self, layer: int, batch: Batch, k: Tensor, v: Tensor) -> None:
+        """Store k and v [K, T, e] of a ragged batch."""
+        where = (batch.slots, slice(None), batch.positions)
+        self.keys[layer][where] = k.transpose(0, 1)
+        self.values[layer][where] = v.transpose(0, 1)
+
+    def attend(self, layer: int, batch: Batch, q: Tensor) -> Tensor:
+        """Attention of a ragged batch over what is stored: q [H, T, e] -> [T, H * e]."""
+        return torch.cat([self._attend_group(layer, group, q) for group in batch.groups])
+
+    def _attend_group(self, layer: int, group: Group, q: Tensor) -> Tensor:
+        rows = q[:, group.tokens].transpose(0, 1)
+        n, width = group.mask.shape[:2]
+        rows = rows.unflatten(0, (n, width)) if group.padded is None else rows[group.padded]
+        k = self.keys[layer, group.slots, :, : group.span]
+        v = self.values[layer, group.slots, :, : group.span]
+        out = attend(rows.transpose(1, 2), k, v, group.mask).flatten(0, 1)
+        return out if group.flat is None else out[group.flat]
+
     def broadcast(self, length: int) -> None:
         """Copy the first ``length`` positions of slot 0 to every slot."""
         for store in (self.keys, self.values):
@@ -54,7 +74,10 @@ class KVCache:
 
 @dataclass
 class TargetOutput:
-    """``hidden`` [n, q, d] after the final norm; ``features`` [n, q, m * d], raw layer outputs."""
+    """``hidden`` [n, q, d] after the final norm; ``features`` [n, q, m * d], raw layer outputs.
+
+    Of a ragged batch: [T, d] and [T, m * d].
+    """
 
     hidden: Tensor
     features: Tensor | None
@@ -114,6 +137,25 @@ class Target(nn.Module):
                 wanted[i] = x
         features = torch.cat([wanted[i] for i in feature_layers], -1) if feature_layers else None
         return TargetOutput(self.norm(x), features)
+
+    def ragged(
+        self, batch: Batch, cache: KVCache, feature_layers: tuple[int, ...] = ()
+    ) -> TargetOutput:
+        """Run a ragged batch over ``cache``: its keys are stored, queries see up to themselves."""
+        x = self.embed_tokens(batch.tokens).unsqueeze(0)
+        shape = self.shape
+        rope = rope_table(batch.positions.unsqueeze(0), shape.head_dim, shape.rope_theta)
+        wanted = {-1: x[0]} if -1 in feature_layers else {}
+        for i, layer in enumerate(self.layers):
+            normed = layer.input_layernorm(x)
+            q = layer.self_attn.queries(normed, rope)
+            k, v = layer.self_attn.keys_values(normed, rope)
+            cache.store(i, batch, k[0], v[0])
+            x = layer.finish(x, cache.attend(i, batch, q[0]).unsqueeze(0))
+            if i in feature_layers:
+                wanted[i] = x[0]
+        features = torch.cat([wanted[i] for i in feature_layers], -1) if feature_layers else None
+        return TargetOutput(self.norm(x[0]), features)
 
 
 def resolve(name: str) -> str:
