@@ -12,6 +12,7 @@ from policies import (  # noqa: F401  (imported to register)
     confidence,
     dcut,
     fixed,
+    goodput,
     hardware_aware,
     mtp_1,
     none,
