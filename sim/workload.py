@@ -105,8 +105,20 @@ class Workload:
 
     def head(self, requests: int) -> Workload:
         """The first ``requests`` rows."""
-        cut = {f.name: getattr(self, f.name)[:requests] for f in fields(self)[1:]}
-        return replace(self, **cut)
+        return self.take(np.arange(min(requests, self.requests)))
+
+    def take(self, rows: Ints) -> Workload:
+        """These rows, in this order (arrivals must not fall)."""
+        return replace(self, **{f.name: getattr(self, f.name)[rows] for f in fields(self)[1:]})
+
+
+def children(seed: np.random.SeedSequence, count: int) -> list[np.random.SeedSequence]:
+    """What ``seed.spawn(count)`` first gives, without counting the spawn: callers stay pure."""
+    keys = (*seed.spawn_key,)
+    return [
+        np.random.SeedSequence(seed.entropy, spawn_key=(*keys, k), pool_size=seed.pool_size)
+        for k in range(count)
+    ]
 
 
 def from_bundle(
@@ -138,14 +150,20 @@ def poisson(
     """Open-loop Poisson arrivals at ``rate_rps`` over the bundle's own responses.
 
     Arrivals and responses come from separate streams of ``seed``: another rate gives the same
-    requests at arrival times that are scaled alike.
+    requests at arrival times that are scaled alike, and more requests begin with the same ones.
     """
-    arrivals, bodies = (np.random.default_rng(s) for s in seed.spawn(2))
+    arrivals, bodies = (np.random.default_rng(s) for s in children(seed, 2))
     gaps_s = arrivals.exponential(size=requests) / rate_rps
     return from_bundle(traces, np.cumsum(gaps_s), bodies, f"poisson {rate_rps:g}/s")
 
 
-def at_once(traces: AcceptanceTraces, requests: int, seed: np.random.SeedSequence) -> Workload:
-    """All requests at time 0: what a closed loop of fixed concurrency takes its next one from."""
-    _, bodies = (np.random.default_rng(s) for s in seed.spawn(2))
-    return from_bundle(traces, np.zeros(requests), bodies, "closed loop")
+def at_once(workload: Workload) -> Workload:
+    """The same requests, all at time 0, without sessions or impatience: fuel for a closed loop."""
+    n = workload.requests
+    return replace(
+        workload,
+        name=f"{workload.name}, closed loop",
+        arrival_s=np.zeros(n),
+        session=np.full(n, -1),
+        patience_s=np.full(n, np.inf),
+    )

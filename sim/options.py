@@ -1,0 +1,173 @@
+"""Command-line options that the experiments share; defaults and units are in the help."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+
+from policies import registry
+from sim.capacity import LOADS
+from sim.replica import PREFILL_MODES, EngineConfig
+from sim.routers import ROUTERS
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with one-line errors (exit code 2) and defaults in the help."""
+
+    def __init__(self, prog: str, description: str) -> None:
+        super().__init__(
+            prog=prog,
+            description=description,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        """Say what is wrong in one line and leave with exit code 2."""
+        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """An argparse type: an integer of at least ``least``."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, {least} or more")
+        return value
+
+    return parse
+
+
+def positive(text: str) -> float:
+    """An argparse type: a number above 0 (inf allowed)."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number above 0")
+    return value
+
+
+def load(text: str) -> str:
+    """An argparse type: a load word or requests per second."""
+    if text not in LOADS:
+        try:
+            known = math.isfinite(float(text)) and float(text) > 0
+        except ValueError:
+            known = False
+        if not known:
+            words = ", ".join(LOADS)
+            raise argparse.ArgumentTypeError(
+                f"{text!r} must be {words}, or requests per second above 0"
+            )
+    return text
+
+
+def policy_list(text: str) -> list[str]:
+    """An argparse type: comma-separated policies, each checked to be known."""
+    policies = [item.strip() for item in text.split(",") if item.strip()]
+    if not policies:
+        raise argparse.ArgumentTypeError("name at least one policy")
+    for item in policies:
+        try:
+            registry.get(registry.parse(item)[0])
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+    return policies
+
+
+def add_world(parser: argparse.ArgumentParser) -> None:
+    """Whose acceptance, whose step times, and what traffic."""
+    group = parser.add_argument_group("world")
+    group.add_argument(
+        "--bundle", default="", metavar="NAME|FOLDER",
+        help="trace bundle whose acceptance is replayed; empty: the best shipped measured one",
+    )  # fmt: skip
+    group.add_argument(
+        "--latency", default="", metavar="NAME|FOLDER",
+        help="bundle whose step times are used; empty: those of --bundle",
+    )  # fmt: skip
+    group.add_argument(
+        "--extrapolate", action="store_true",
+        help="allow steps outside the latency profile; every output then says so",
+    )  # fmt: skip
+    group.add_argument(
+        "--no-spread", action="store_true", help="every step takes its median time exactly"
+    )
+    group.add_argument(
+        "--scenario", default="bundle", metavar="NAME",
+        help="traffic: 'bundle' (Poisson arrivals of the bundle's own prompts and answers)",
+    )  # fmt: skip
+    group.add_argument("--requests", type=whole(1), default=2000, help="requests in the run")
+    group.add_argument("--seed", type=whole(0), default=0, help="seed of everything random")
+
+
+def add_deployment(parser: argparse.ArgumentParser) -> None:
+    """Replicas, their limits, and the router."""
+    default = EngineConfig()
+    group = parser.add_argument_group("deployment")
+    group.add_argument("--replicas", type=whole(1), default=1, help="engine replicas")
+    group.add_argument(
+        "--router", choices=sorted(ROUTERS), default="round-robin", help="how requests are spread"
+    )
+    group.add_argument(
+        "--max-requests", type=whole(1), default=None, metavar="R",
+        help="requests that one replica runs at once; unset: 256, or as many as were profiled",
+    )  # fmt: skip
+    group.add_argument(
+        "--max-step-tokens", type=whole(1), default=None, metavar="T",
+        help="target tokens in one step; unset: 8192, or as many as were profiled",
+    )  # fmt: skip
+    group.add_argument(
+        "--prefill", choices=PREFILL_MODES, default=default.prefill,
+        help="chunked: prompts share steps with decoding; separate: another pool prefills;"
+        " none: prompts cost nothing",
+    )  # fmt: skip
+    group.add_argument(
+        "--kv-tokens", type=whole(0), default=default.kv_tokens,
+        help="tokens that one replica's KV cache holds; 0: no limit",
+    )  # fmt: skip
+    group.add_argument(
+        "--prefix-cache", action="store_true", help="known prompt prefixes skip prefill"
+    )
+    group.add_argument(
+        "--timeout", type=positive, default=math.inf,
+        help="seconds after arrival at which the service gives a request up",
+    )  # fmt: skip
+    group.add_argument(
+        "--horizon", type=float, default=0.0,
+        help="simulated seconds after which a run stops; 0: a bound that only overload reaches",
+    )  # fmt: skip
+    group.add_argument(
+        "--check", action="store_true", help="verify the simulator's invariants (slow)"
+    )
+
+
+def add_load(parser: argparse.ArgumentParser) -> None:
+    """Open loop at a rate, or closed loop at a concurrency."""
+    words = ", ".join(f"{word} ({share})" for word, share in LOADS.items())
+    group = parser.add_argument_group("load")
+    group.add_argument(
+        "--load", type=load, default=None, metavar="WORD|RPS",
+        help=f"{words}: share of what policy none sustains; a number: requests per second;"
+        " unset: high, unless --concurrency is given",
+    )  # fmt: skip
+    group.add_argument(
+        "--concurrency", type=whole(0), default=0,
+        help="closed loop with this many requests out at any time; 0: open loop",
+    )  # fmt: skip
+
+
+def add_policies(parser: argparse.ArgumentParser, default: str) -> None:
+    """Which policies to run."""
+    parser.add_argument(
+        "--policy", type=policy_list, default=default, metavar="NAME[,NAME...]",
+        help="policies, each NAME or NAME:parameter=value;parameter=value; known: "
+        + ", ".join(registry.names()),
+    )  # fmt: skip

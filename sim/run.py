@@ -1,0 +1,136 @@
+"""Simulate production traffic under one or more verification policies.
+
+    python -m sim.run --policy confidence --load high
+    python -m sim.run --policy none,fixed-k:k=7,hardware-aware --load 12.5 --json
+    python -m sim.run --policy hardware-aware --concurrency 64 --export policy.json
+
+Prints tables, writes a run folder (summary.json, requests.parquet, steps.parquet, stalls.parquet,
+outcomes.parquet, provenance.json) and, with --json, ends with one JSON document on one line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from sim import options, setup, show
+from sim.folder import check_target, provenance, run_folder
+from sim.metrics import summarize
+from sim.paired import paired_lines, paired_table
+from sim.simulate import simulate
+from sim.workload import Workload, at_once
+
+
+def parser() -> options.Parser:
+    """Every option of a plain run."""
+    made = options.Parser("python -m sim.run", (__doc__ or "").split("\n\n")[0])
+    options.add_policies(made, "confidence")
+    options.add_load(made)
+    options.add_world(made)
+    options.add_deployment(made)
+    group = made.add_argument_group("output")
+    group.add_argument(
+        "--out", type=Path, default=None, metavar="FOLDER",
+        help="run folder to write (an earlier run there is replaced); unset: runs/<time>",
+    )  # fmt: skip
+    group.add_argument(
+        "--json", action="store_true", help="end with one JSON document, the last line of stdout"
+    )
+    group.add_argument(
+        "--export", type=Path, default=None, metavar="FILE",
+        help="write the first policy as a file that the live loop runs",
+    )  # fmt: skip
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run; returns the exit code (0, or 2 after one line on stderr for a user's error)."""
+    made = parser()
+    args = made.parse_args(argv)
+    try:
+        document = run(args)
+    except (ValueError, OSError) as error:
+        print(f"{made.prog}: error: {error}", file=sys.stderr)
+        return 2
+    if args.json:
+        print(json.dumps(document))
+    return 0
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Simulate what the options ask for, write the run folder, print; returns the JSON document."""
+    started = time.perf_counter()
+    if args.concurrency and args.load:
+        raise ValueError("--load is for open-loop arrivals; leave it out with --concurrency")
+    out = args.out or Path("runs") / datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
+    check_target(out)
+    world = setup.build(args)
+    policies = setup.check_policies(args.policy, world.traces.gamma)
+    console = Console(stderr=False)
+    capacity = world.capacity_rps()
+    load = None if args.concurrency else setup.load_rps(args.load or "high", capacity)
+    workload = world.workload(load or capacity)
+    if args.concurrency:
+        workload = at_once(workload)
+    document = _header(args, world, workload, capacity, load)
+    requests = {}
+    with run_folder(out) as folder:
+        for label, name, parameters in policies:
+            records = simulate(
+                world.traces, world.latency, workload, name, world.config, args.seed, **parameters
+            )
+            document["policies"][label] = summarize(records)
+            requests[label] = records.requests
+            folder.add(label, records)
+        document["paired"] = paired_table(requests)
+        document["paired_lines"] = paired_lines(document["paired"])
+        document["wall_s"] = time.perf_counter() - started
+        document["run"] = str(out)
+        folder.close({"summary": document, "provenance": _provenance(args, world)})
+    show.print_run(document, console)
+    console.print(f"run folder: {out}", highlight=False, soft_wrap=True)
+    return document
+
+
+def _header(
+    args: argparse.Namespace,
+    world: setup.Setup,
+    workload: Workload,
+    capacity: float,
+    load: float | None,
+) -> dict[str, Any]:
+    return {
+        "bundle": world.bundle,
+        "origin": str(world.traces.origin),
+        "latency": world.latency.name,
+        "latency_origin": str(world.latency.origin),
+        "scenario": world.scenario,
+        "workload": workload.name,
+        "seed": args.seed,
+        "requests": workload.requests,
+        "replicas": args.replicas,
+        "concurrency": args.concurrency,
+        "max_requests": world.config.engine.max_requests,
+        "max_step_tokens": world.config.engine.max_step_tokens,
+        "prefill": args.prefill,
+        "domains": list(world.traces.domains),
+        "capacity_rps": capacity,
+        "load_rps": load,
+        "policies": {},
+    }
+
+
+def _provenance(args: argparse.Namespace, world: setup.Setup) -> dict[str, Any]:
+    return provenance(args.seed, options=vars(args), bundles=world.hashes)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
