@@ -80,44 +80,36 @@ def poisson(rate_rps: float) -> Renewal:
 
 @dataclass(frozen=True)
 class OnOff:
-    """Bursts and silences in turn (a Markov-modulated process with general sojourn times).
+    """Bursts and silences in turn: ``within`` runs on a clock that stands still in silences.
 
-    Burst lengths are Gamma, silences and burst rates log-normal, and gaps inside a burst Gamma
-    with ``gap_cv``, carried on from one burst to the next.
+    Burst lengths are Gamma, silences log-normal; with a Poisson ``within`` and ``on_cv`` 1 this is
+    an interrupted Poisson process but for the silences' law.
     """
 
-    burst_rate_rps: float
-    burst_rate_cv: float
+    within: ArrivalProcess
     on_s: float
     on_cv: float
     off_s: float
     off_cv: float
-    gap_cv: float
 
     def __post_init__(self) -> None:
-        _positive(self, "burst_rate_rps", "on_s", "on_cv", "off_s", "gap_cv")
+        _positive(self, "on_s", "on_cv", "off_s")
 
     @property
     def rate_rps(self) -> float:
-        return self.burst_rate_rps * self.on_s / (self.on_s + self.off_s)
+        return self.within.rate_rps * self.on_s / (self.on_s + self.off_s)
 
     def first(self, count: int, seed: np.random.SeedSequence) -> Floats:
-        mass = np.cumsum(gamma_gaps(generator(seed, 0), count, self.gap_cv))
-        bursts = int(1.2 * count / (self.burst_rate_rps * self.on_s)) + 16
-        while (cycle := self._cycles(bursts, seed))[2][-1] <= mass[-1]:
+        on_clock_s = self.within.first(count, child(seed, 0))
+        bursts = int(1.2 * on_clock_s[-1] / self.on_s) + 16
+        while (ends := self._burst_ends(bursts, seed))[-1] <= on_clock_s[-1]:
             bursts *= 2
-        start_s, rate, ends = cycle
-        burst = np.searchsorted(ends, mass, side="right")
-        times: Floats = start_s[burst] + (mass - np.append(0.0, ends)[burst]) / rate[burst]
+        silences_s = np.cumsum(self.off_s * lognormal(generator(seed, 2), bursts, self.off_cv))
+        times: Floats = on_clock_s + silences_s[np.searchsorted(ends, on_clock_s, side="right")]
         return times
 
-    def _cycles(self, bursts: int, seed: np.random.SeedSequence) -> tuple[Floats, Floats, Floats]:
-        """Start of each burst, its rate, and the expected arrivals up to its end."""
-        on_s = self.on_s * gamma_gaps(generator(seed, 1), bursts, self.on_cv)
-        off_s = self.off_s * lognormal(generator(seed, 2), bursts, self.off_cv)
-        rate = self.burst_rate_rps * lognormal(generator(seed, 3), bursts, self.burst_rate_cv)
-        start_s = np.cumsum(on_s + off_s) - on_s
-        return start_s, rate, np.cumsum(on_s * rate)
+    def _burst_ends(self, bursts: int, seed: np.random.SeedSequence) -> Floats:
+        return np.cumsum(self.on_s * gamma_gaps(generator(seed, 1), bursts, self.on_cv))
 
 
 @dataclass(frozen=True)
@@ -157,22 +149,24 @@ class Diurnal:
 
 @dataclass(frozen=True)
 class Modulated:
-    """Poisson arrivals whose log rate wanders: a sum of Ornstein-Uhlenbeck processes.
+    """Arrivals whose log rate wanders: a sum of Ornstein-Uhlenbeck processes.
 
     Each component (sigma, tau_s) has standard deviation sigma and correlation time tau_s; the mean
-    rate is ``rate_rps`` whatever the components.
+    rate is ``rate_rps`` whatever the components. Gaps are Gamma with ``gap_cv`` on a clock that
+    runs with the rate; 1 makes it a Cox process.
     """
 
     rate_rps: float
     components: tuple[tuple[float, float], ...]
+    gap_cv: float = 1.0
 
     def __post_init__(self) -> None:
-        _positive(self, "rate_rps")
+        _positive(self, "rate_rps", "gap_cv")
         if not self.components or min(min(c) for c in self.components) <= 0:
             raise ValueError(f"components {self.components} must be pairs (sigma, tau_s) above 0")
 
     def first(self, count: int, seed: np.random.SeedSequence) -> Floats:
-        mass = np.cumsum(generator(seed, 0).exponential(size=count))
+        mass = np.cumsum(gamma_gaps(generator(seed, 0), count, self.gap_cv))
         step_s = min(tau_s for _, tau_s in self.components) / 4
         steps = int(1.2 * mass[-1] / (self.rate_rps * step_s)) + 16
         while (ends := self._mass(steps, step_s, seed))[-1] <= mass[-1]:
