@@ -31,6 +31,11 @@ class Proposal(NamedTuple):
     """[n, gamma, V] fp32 logits that the tokens were drawn from (before temperature)."""
     confidences: Tensor | None
     """[n, gamma] raw conditional confidences in [0, 1], or None without a confidence head."""
+    hidden: Tensor | None = None
+    """[n, gamma, d] what the output head read, or None without one."""
+    drafted: Tensor | None = None
+    """[n] leading tokens that are real proposals, 0..gamma; None: all. The rest only fills up:
+    verifying it is harmless and useless."""
 
 
 class Drafter(Protocol):

@@ -17,6 +17,7 @@ from drafters.base import Draw, Proposal
 from drafters.config import DraftConfig
 from drafters.heads import ConfidenceHead, MarkovHead
 from drafters.layers import DecoderLayer, RMSNorm, attend, rope_table
+from drafters.module import DraftModule
 from drafters.target import KVCache
 
 
@@ -31,7 +32,7 @@ class TeacherForced(NamedTuple):
     """[N, gamma]"""
 
 
-class BlockDrafter(nn.Module):
+class BlockDrafter(DraftModule):
     """A block drafter; state-dict names equal DeepSpec's. ``embed_tokens`` and ``lm_head`` are the
     target's, frozen; they may be shared with it instead of stored."""
 
@@ -105,7 +106,7 @@ class BlockDrafter(nn.Module):
         """The sequential part: base logits [n, g, V] and hidden [n, g, d] -> drawn block."""
         if not self.config.markov_rank:
             tokens = [draw(k, base[:, k]) for k in range(base.shape[1])]
-            return Proposal(torch.stack(tokens, 1), base, self._confidences(hidden, None))
+            return Proposal(torch.stack(tokens, 1), base, self._confidences(hidden, None), hidden)
         previous, state, tokens, rows, logits = anchors, None, [], [], []
         for k in range(base.shape[1]):
             z, row, state = self.markov_head.latent(hidden[:, k], previous, state)
@@ -114,7 +115,7 @@ class BlockDrafter(nn.Module):
             tokens.append(previous)
             rows.append(row)
         confidences = self._confidences(hidden, torch.stack(rows, 1))
-        return Proposal(torch.stack(tokens, 1), torch.stack(logits, 1), confidences)
+        return Proposal(torch.stack(tokens, 1), torch.stack(logits, 1), confidences, hidden)
 
     def _confidences(self, hidden: Tensor, rows: Tensor | None) -> Tensor | None:
         if not self.config.confidence_head:

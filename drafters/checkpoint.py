@@ -1,7 +1,8 @@
 """Drafter checkpoints: a folder of ``config.json`` and ``model.safetensors`` in DeepSpec's format.
 
-Ours add one key: ``shares_target_embeddings`` leaves the frozen embedding and output head out of
-the file (they are the target's, 57 MB in bf16) and takes them from the target at loading.
+Read: DSpark (vanilla, gated, rnn heads), DFlash and Eagle3 for Qwen3 targets, and our own. Ours may
+add one key: ``shares_target_embeddings`` leaves the frozen embedding and output head out of the
+file (they are the target's, 57 MB in bf16) and takes them from the target at loading.
 """
 
 from __future__ import annotations
@@ -9,23 +10,181 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from drafters.block import BlockDrafter
-from drafters.config import DraftConfig
+from drafters.config import DraftConfig, read_config
+from drafters.eagle3 import Eagle3Drafter
+from drafters.errors import UserError
+from drafters.module import DraftModule
+from drafters.mtp import MTPDrafter
+from drafters.ngram import NgramDrafter
+from drafters.target import Target
 
 SHARED = ("embed_tokens.weight", "lm_head.weight")
+SHIPPED = Path(__file__).parent / "checkpoints"
+FAMILIES: dict[str, type[DraftModule]] = {
+    "dspark": BlockDrafter,
+    "dflash": BlockDrafter,
+    "eagle3": Eagle3Drafter,
+    "mtp": MTPDrafter,
+}
+ARCHITECTURES = {"dspark": "DSpark", "dflash": "DSpark", "eagle3": "Eagle3", "mtp": "MTP"}
 
 
-def config_json(config: DraftConfig, shares: bool) -> dict[str, object]:
-    """DeepSpec's keys for a DSpark or DFlash drafter."""
+def load(source: Path | str, target: Target | None = None) -> DraftModule | NgramDrafter:
+    """A drafter from a folder, the name of one that ships, or a hub id; frozen, in eval mode.
+
+    ``"ngram"`` is prompt lookup, which has no weights and needs ``target`` for its vocabulary.
+
+    Without ``target`` the weights keep the file's type and sit on the CPU; with it they take its
+    type and device, and the two are checked against each other. UserError, one line, for anything
+    that cannot be used; a checkpoint that leaves its embeddings out needs its target.
+    """
+    if source == "ngram":
+        return _prompt_lookup(target)
+    folder = _find(str(source))
+    config = read_config(folder / "config.json")
+    if target is not None:
+        check_target(config, target, str(source))
+    elif config.shares_target_embeddings:
+        raise UserError(f"{source} takes its embeddings from the target; load it with target=...")
+    with torch.device("meta"):
+        drafter = FAMILIES[config.family](config)
+    weights = _read_weights(folder / "model.safetensors")
+    if config.shares_target_embeddings and target is not None:
+        weights |= {name: target.get_parameter(name) for name in SHARED}
+    _check_weights(weights, drafter.state_dict(), str(folder / "model.safetensors"))
+    if target is not None:
+        like = target.norm.weight
+        weights = {name: tensor.to(like) for name, tensor in weights.items()}
+    drafter.load_state_dict(weights, assign=True)
+    return drafter.requires_grad_(False).eval()
+
+
+def _prompt_lookup(target: Target | None) -> NgramDrafter:
+    if target is None:
+        raise UserError("ngram takes its vocabulary from the target; load it with target=...")
+    return NgramDrafter(target.vocab_size, device=target.norm.weight.device)
+
+
+def check_target(config: DraftConfig, target: Target, name: str) -> None:
+    """UserError where a drafter was not made for this target: sizes, vocabulary, layers."""
+    size, vocabulary = target.shape.hidden_size, target.vocab_size
+    if config.shape.hidden_size != size:
+        raise UserError(f"{name}: hidden size {config.shape.hidden_size}, the target has {size}")
+    if config.vocab_size != vocabulary:
+        raise UserError(f"{name}: vocabulary {config.vocab_size}, the target has {vocabulary}")
+    if config.num_target_layers not in (0, target.num_layers):
+        raise UserError(
+            f"{name}: made for a target of {config.num_target_layers} layers, this one has"
+            f" {target.num_layers}"
+        )
+    beyond = [i for i in config.target_layer_ids if not -1 <= i < target.num_layers]
+    if beyond:
+        raise UserError(
+            f"{name}: target layers {beyond} do not exist;"
+            f" the target has -1..{target.num_layers - 1}"
+        )
+
+
+def _find(source: str) -> Path:
+    for folder in (Path(source), SHIPPED / source):
+        if folder.is_dir():
+            return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    wanted = ["config.json", "model.safetensors"]
+    try:
+        return Path(snapshot_download(source, allow_patterns=wanted))
+    except (OSError, ValueError, HfHubHTTPError, HFValidationError) as error:
+        shipped = ", ".join(sorted(p.name for p in SHIPPED.glob("*/"))) or "none ships"
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"no drafter {source!r}: not a folder, not one that ships ({shipped}), and the hub"
+            f" gave none ({reason})"
+        ) from None
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; a drafter folder holds config.json and weights")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is truncated or no safetensors file ({error})") from None
+
+
+def _check_weights(found: dict[str, Tensor], wanted: dict[str, Tensor], path: str) -> None:
+    missing = sorted(wanted.keys() - found.keys())
+    if missing:
+        raise UserError(f"{path}: {len(missing)} keys are missing: {', '.join(missing)}")
+    unknown = sorted(found.keys() - wanted.keys())
+    if unknown:
+        raise UserError(
+            f"{path}: {len(unknown)} keys do not belong to what config.json says: "
+            + ", ".join(unknown)
+        )
+    for name, tensor in wanted.items():
+        if found[name].shape != tensor.shape:
+            raise UserError(
+                f"{path}: {name} has shape {list(found[name].shape)},"
+                f" config.json says {list(tensor.shape)}"
+            )
+
+
+def save_drafter(
+    drafter: DraftModule,
+    folder: Path,
+    shares: bool = True,
+    dtype: torch.dtype | None = torch.bfloat16,
+) -> None:
+    """Write a checkpoint, each file by rename; ``shares`` leaves the embeddings out.
+
+    ``dtype`` None keeps every tensor's own type.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {
+        name: tensor.detach().to(dtype or tensor.dtype).contiguous().cpu()
+        for name, tensor in drafter.state_dict().items()
+        if not (shares and name in SHARED)
+    }
+    if len({w.data_ptr() for w in weights.values()}) < len(weights):  # a tied head: store both
+        weights = {name: tensor.clone() for name, tensor in weights.items()}
+    temporary = folder / "model.safetensors.tmp"
+    save_file(weights, temporary, metadata={"format": "pt"})
+    os.replace(temporary, folder / "model.safetensors")
+    temporary = folder / "config.json.tmp"
+    temporary.write_text(json.dumps(config_json(drafter.config, shares, dtype), indent=2) + "\n")
+    os.replace(temporary, folder / "config.json")
+
+
+def config_json(
+    config: DraftConfig, shares: bool, dtype: torch.dtype | None = None
+) -> dict[str, Any]:
+    """The keys of the file it was read from, or DeepSpec's for a drafter made here."""
+    made = dict(config.raw) or _fresh(config)
+    made.pop("shares_target_embeddings", None)
+    if shares:
+        made["shares_target_embeddings"] = True
+    if dtype is not None:
+        made["dtype"] = str(dtype).removeprefix("torch.")
+    return made
+
+
+def _fresh(config: DraftConfig) -> dict[str, Any]:
     shape = config.shape
-    made: dict[str, object] = {
-        **config.raw,
-        "architectures": ["Qwen3DSparkModel" if shape.qk_norm else "LlamaDSparkModel"],
-        "model_type": "qwen3" if shape.qk_norm else "llama",
+    model = "Qwen3" if shape.qk_norm else "Llama"
+    common = {
+        "architectures": [f"{model}{ARCHITECTURES[config.family]}Model"],
+        "model_type": model.lower(),
         "vocab_size": config.vocab_size,
         "hidden_size": shape.hidden_size,
         "intermediate_size": shape.intermediate_size,
@@ -33,16 +192,25 @@ def config_json(config: DraftConfig, shares: bool) -> dict[str, object]:
         "num_key_value_heads": shape.num_kv_heads,
         "head_dim": shape.head_dim,
         "rms_norm_eps": shape.rms_norm_eps,
+        "attention_bias": shape.attention_bias,
         "rope_parameters": {"rope_theta": shape.rope_theta, "rope_type": "default"},
         "num_hidden_layers": config.num_layers,
         "layer_types": ["full_attention"] * config.num_layers,
         "tie_word_embeddings": False,
+        "num_target_layers": config.num_target_layers,
+        "target_layer_ids": list(config.target_layer_ids),
+    }
+    return common | (
+        _block_keys(config) if config.family in ("dspark", "dflash") else _recurrent_keys(config)
+    )
+
+
+def _block_keys(config: DraftConfig) -> dict[str, Any]:
+    made: dict[str, Any] = {
         "block_size": config.gamma,
         "mask_token_id": config.mask_token_id,
-        "target_layer_ids": list(config.target_layer_ids),
         "enable_confidence_head": config.confidence_head,
         "markov_rank": config.markov_rank,
-        "shares_target_embeddings": shares,
     }
     if config.confidence_head:
         made["confidence_head_with_markov"] = config.confidence_with_markov
@@ -51,17 +219,6 @@ def config_json(config: DraftConfig, shares: bool) -> dict[str, object]:
     return made
 
 
-def save_drafter(drafter: BlockDrafter, folder: Path, shares: bool = True) -> None:
-    """Write a checkpoint in bf16, each file by rename; ``shares`` leaves the embeddings out."""
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = {
-        name: tensor.detach().to(torch.bfloat16).contiguous().cpu()
-        for name, tensor in drafter.state_dict().items()
-        if not (shares and name in SHARED)
-    }
-    temporary = folder / "model.safetensors.tmp"
-    save_file(weights, temporary, metadata={"format": "pt"})
-    os.replace(temporary, folder / "model.safetensors")
-    temporary = folder / "config.json.tmp"
-    temporary.write_text(json.dumps(config_json(drafter.config, shares), indent=2) + "\n")
-    os.replace(temporary, folder / "config.json")
+def _recurrent_keys(config: DraftConfig) -> dict[str, Any]:
+    depth = "ttt_length" if config.family == "eagle3" else "mtp_depth"
+    return {depth: config.gamma, "draft_num_hidden_layers": config.num_layers}

@@ -1,4 +1,4 @@
-"""A drafter's configuration: DeepSpec's ``config.json`` (the target's own config with overrides)."""
+"""A drafter's configuration: DeepSpec's ``config.json``, the target's own with overrides."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from drafters.errors import UserError
 from drafters.layers import LayerShape
 
 HEAD_TYPES = ("vanilla", "gated", "rnn")
+MODEL_TYPES = ("llama", "qwen3")
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,10 @@ class DraftConfig:
     markov_head_type: str = "vanilla"
     confidence_head: bool = False
     confidence_with_markov: bool = False
+    num_target_layers: int = 0
+    """Layers of the target it was made for; 0: not known."""
+    shares_target_embeddings: bool = False
+    """True when the file leaves embedding and output head to the target."""
     raw: dict[str, Any] = field(default_factory=dict, compare=False)
 
     @property
@@ -60,41 +65,63 @@ def read_config(path: Path) -> DraftConfig:
     """Parse a drafter's ``config.json``; UserError names a missing key or unknown head type."""
     if not path.exists():
         raise UserError(f"{path} does not exist; a drafter folder holds config.json and weights")
-    raw = json.loads(path.read_text())
     try:
-        return _parse(raw)
+        return _parse(json.loads(path.read_text()))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not JSON ({error})") from None
     except KeyError as error:
         raise UserError(f"{path}: key {error.args[0]!r} is missing") from None
-    except ValueError as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: {error}") from None
 
 
 def _parse(raw: dict[str, Any]) -> DraftConfig:
     architecture = (raw.get("architectures") or [""])[0]
+    _check_model(raw)
     common = {
         "shape": layer_shape(raw),
         "vocab_size": raw["vocab_size"],
-        "target_layer_ids": tuple(raw.get("target_layer_ids") or ()),
+        "target_layer_ids": tuple(raw["target_layer_ids"]),
+        "num_target_layers": raw.get("num_target_layers") or 0,
+        "shares_target_embeddings": bool(raw.get("shares_target_embeddings", False)),
         "raw": raw,
     }
     if "Eagle3" in architecture:
-        return DraftConfig(
-            family="eagle3",
-            num_layers=raw.get("draft_num_hidden_layers", 1),
-            gamma=raw.get("ttt_length", 7),
-            **common,
-        )
+        return _parse_recurrent("eagle3", raw["ttt_length"], raw, common)
     if "MTP" in architecture:
-        layers, gamma = raw.get("draft_num_hidden_layers", 1), raw.get("mtp_depth", 1)
-        return DraftConfig(family="mtp", num_layers=layers, gamma=gamma, **common)
+        return _parse_recurrent("mtp", raw["mtp_depth"], raw, common)
     if "DSpark" not in architecture:
-        raise ValueError(f"architecture {architecture!r} is not a DSpark, DFlash, Eagle3 or MTP")
+        raise ValueError(
+            f"architecture {architecture!r} is unknown; known: Qwen3DSparkModel (DFlash too),"
+            " Qwen3Eagle3Model, and their Llama and MTP kin"
+        )
     return _parse_block(raw, common)
+
+
+def _check_model(raw: dict[str, Any]) -> None:
+    if raw["model_type"] not in MODEL_TYPES:
+        known = ", ".join(MODEL_TYPES)
+        raise ValueError(f"model_type {raw['model_type']!r} is not supported; supported: {known}")
+    rope = (raw.get("rope_parameters") or {}).get("rope_type", "default")
+    if rope != "default":
+        raise ValueError(f"rope_type {rope!r} is not supported; supported: default")
+
+
+def _parse_recurrent(
+    family: str, gamma: int, raw: dict[str, Any], common: dict[str, Any]
+) -> DraftConfig:
+    layers = raw.get("draft_num_hidden_layers", 1)
+    if layers != 1:
+        raise ValueError(f"draft_num_hidden_layers is {layers}; {family} drafters have 1 layer")
+    config = DraftConfig(family=family, num_layers=1, gamma=gamma, **common)
+    return (
+        config.with_shape(input_size=2 * config.shape.hidden_size) if family == "eagle3" else config
+    )
 
 
 def _parse_block(raw: dict[str, Any], common: dict[str, Any]) -> DraftConfig:
     rank = raw.get("markov_rank") or 0
-    head = raw.get("markov_head_type", "vanilla")
+    head = raw.get("markov_head_type") or "vanilla"
     if rank and head not in HEAD_TYPES:
         raise ValueError(f"markov_head_type {head!r} is unknown; known: {', '.join(HEAD_TYPES)}")
     confident = bool(raw.get("enable_confidence_head", False))

@@ -38,6 +38,7 @@ def build_drafter(family: str, target: Target, args: argparse.Namespace) -> Bloc
         family=family,
         shape=target.shape,
         vocab_size=target.vocab_size,
+        num_target_layers=target.num_layers,
         num_layers=args.layers,
         target_layer_ids=layers,
         gamma=args.gamma,
