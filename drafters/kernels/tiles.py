@@ -53,7 +53,6 @@ def low_rank(
     w2,
     columns,
     column_mask,
-    rank,
     RANK: tl.constexpr,
     BLOCK_K: tl.constexpr,
     WIDE: tl.constexpr,
@@ -64,12 +63,12 @@ def low_rank(
         depth = k + tl.arange(0, BLOCK_K)
         z = tl.load(
             latents + latent_rows[:, None] + depth[None, :],
-            mask=row_mask[:, None] & (depth < rank)[None, :],
+            mask=row_mask[:, None] & (depth < RANK)[None, :],
             other=0.0,
         )
         w = tl.load(
-            w2 + columns.to(tl.int64)[None, :] * rank + depth[:, None],
-            mask=column_mask[None, :] & (depth < rank)[:, None],
+            w2 + columns.to(tl.int64)[None, :] * RANK + depth[:, None],
+            mask=column_mask[None, :] & (depth < RANK)[:, None],
             other=0.0,
         )
         if WIDE:
@@ -84,7 +83,6 @@ def low_rank_row(
     w2,
     columns,
     column_mask,
-    rank,
     RANK: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
@@ -92,10 +90,10 @@ def low_rank_row(
     bias = tl.zeros((columns.shape[0],), tl.float32)
     for k in range(0, RANK, BLOCK_K):
         depth = k + tl.arange(0, BLOCK_K)
-        z = tl.load(latent + depth, mask=depth < rank, other=0.0).to(tl.float32)
+        z = tl.load(latent + depth, mask=depth < RANK, other=0.0).to(tl.float32)
         w = tl.load(
-            w2 + columns.to(tl.int64)[:, None] * rank + depth[None, :],
-            mask=column_mask[:, None] & (depth < rank)[None, :],
+            w2 + columns.to(tl.int64)[:, None] * RANK + depth[None, :],
+            mask=column_mask[:, None] & (depth < RANK)[None, :],
             other=0.0,
         ).to(tl.float32)
         bias += tl.sum(w * z[None, :], 1)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 class SequentialHead(NamedTuple):
-    """Weights of DSpark's vanilla head: bias W2 W1[prev] and confidence sigmoid(w [h ; W1[prev]])."""
+    """DSpark's vanilla head: bias W2 W1[prev], confidence sigmoid(w [h ; W1[prev]] + b)."""
 
     w1: Tensor
     """[V, r] transition rows, read at the previous token."""
@@ -71,7 +71,7 @@ class Schedule(NamedTuple):
     lengths: Tensor
     """[R] int64 draft tokens to verify, 0..drafted[r]."""
     cu_rows: Tensor
-    """[R + 1] int64 first row of each request among the sum(l + 1) flattened ones; last: their sum."""
+    """[R + 1] int64 first of each request's l + 1 flattened rows; the last entry is their sum."""
 
 
 def complete_law(logits: Tensor, tokens: Tensor, temperatures: Tensor) -> DraftLaw:

@@ -2,5 +2,6 @@
 
 For k = 0..gamma-1, with prev the anchor or the token drawn before:
 
-    logits_k = U_k + W2 W1[prev],  x_k ~ softmax(logits_k / T),  c_k = sigmoid(w [h_k ; W1[prev]] + b)
+    logits_k = U_k + W2 W1[prev],  x_k ~ softmax(logits_k / T),
+    c_k = sigmoid(w [h_k ; W1[prev]] + b)
 """

@@ -26,15 +26,11 @@ def markov_sample(
         previous = draw(biased, temperatures, uniforms[:, k])
         law = complete_law(biased.unsqueeze(1), previous.unsqueeze(1), temperatures)
         confidence = _confidence(hidden[:, k], latent, head)
-        steps.append(
-            (previous, confidence, latent, law.log_normalizer[:, 0], law.log_probs[:, 0])
-        )
+        steps.append((previous, confidence, latent, law.log_normalizer[:, 0], law.log_probs[:, 0]))
     tokens, confidences, latents, normalizers, log_probs = (
         torch.stack(parts, 1) for parts in zip(*steps, strict=True)
     )
-    return Drafts(
-        tokens, confidences, DraftLaw(logits, latents, head.w2, normalizers, log_probs)
-    )
+    return Drafts(tokens, confidences, DraftLaw(logits, latents, head.w2, normalizers, log_probs))
 
 
 def draw(logits: Tensor, temperatures: Tensor, uniforms: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ def markov_sample(
     requests, gamma, vocab = logits.shape
     rank, blocks = head.w1.shape[1], triton.cdiv(vocab, BLOCK_V)
     block_r = min(128, max(16, triton.next_power_of_2(requests)))
-    latents = logits.new_empty((requests, gamma, rank), dtype=head.w1.dtype)
+    latents = torch.empty((requests, gamma, rank), dtype=head.w1.dtype, device=logits.device)
     latents[:, :1] = head.w1[anchors].unsqueeze(1)
     values = torch.empty((requests, blocks), dtype=torch.float32, device=logits.device)
     tokens = torch.empty((requests, gamma), dtype=torch.int64, device=logits.device)
@@ -50,7 +50,7 @@ def markov_sample(
         (3, requests, gamma), dtype=torch.float32, device=logits.device
     )
     tiles = (triton.cdiv(requests, block_r), blocks)
-    sizes = {"RANK": triton.next_power_of_2(rank), "BLOCK_V": BLOCK_V, "BLOCK_K": BLOCK_K}
+    sizes = {"RANK": rank, "BLOCK_V": BLOCK_V, "BLOCK_K": BLOCK_K}
     for k in range(gamma if requests else 0):
         _block_values[tiles](
             logits,
@@ -63,7 +63,6 @@ def markov_sample(
             requests,
             gamma,
             vocab,
-            rank,
             BLOCK_R=block_r,
             WIDE=interpreted(),
             num_warps=8 if block_r >= 64 else 4,
@@ -87,10 +86,10 @@ def markov_sample(
             k,
             gamma,
             vocab,
-            rank,
             hidden.shape[-1],
             blocks,
             SEES_LATENT=head.confidence_weight.numel() > hidden.shape[-1],
+            DEPTH=triton.next_power_of_2(rank),
             BLOCKS=triton.next_power_of_2(blocks),
             BLOCK_D=256,
             **sizes,
@@ -99,7 +98,7 @@ def markov_sample(
     return Drafts(tokens, confidences, law)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["k"])
 def _block_values(
     logits,
     logits_stride_r,
@@ -112,7 +111,6 @@ def _block_values(
     requests,
     gamma,
     vocab,
-    rank,
     RANK: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_V: tl.constexpr,
@@ -126,9 +124,7 @@ def _block_values(
     live, real = row < requests, column < vocab
     base = logits + row * logits_stride_r + k * logits_stride_k
     base = tl.load(base[:, None] + column[None, :], mask=live[:, None] & real[None, :], other=0.0)
-    bias = low_rank(
-        latents, (row * gamma + k) * rank, live, w2, column, real, rank, RANK, BLOCK_K, WIDE
-    )
+    bias = low_rank(latents, (row * gamma + k) * RANK, live, w2, column, real, RANK, BLOCK_K, WIDE)
     temperature = tl.load(temperatures + row, mask=live, other=0.0)
     greedy = temperature == 0
     scaled = (base.to(tl.float32) + bias) / tl.where(greedy, 1.0, temperature)[:, None]
@@ -137,7 +133,7 @@ def _block_values(
     tl.store(values + row * blocks + block, block_values(scaled, greedy), mask=live)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["k"])
 def _pick(
     logits,
     logits_stride_r,
@@ -161,10 +157,10 @@ def _pick(
     k,
     gamma,
     vocab,
-    rank,
     hidden_size,
     blocks,
     SEES_LATENT: tl.constexpr,
+    DEPTH: tl.constexpr,
     RANK: tl.constexpr,
     BLOCKS: tl.constexpr,
     BLOCK_V: tl.constexpr,
@@ -174,7 +170,7 @@ def _pick(
     """Token, confidence and law of one request at position k, and the latent of position k + 1."""
     row = tl.program_id(0).to(tl.int64)
     out = row * gamma + k
-    latent = latents + out * rank
+    latent = latents + out * RANK
     temperature = tl.load(temperatures + row)
     greedy = temperature == 0
 
@@ -191,7 +187,7 @@ def _pick(
     real = column < vocab
     base = logits + row * logits_stride_r + k * logits_stride_k + column
     base = tl.load(base, mask=real, other=0.0).to(tl.float32)
-    bias = low_rank_row(latent, w2, column, real, rank, RANK, BLOCK_K)
+    bias = low_rank_row(latent, w2, column, real, RANK, BLOCK_K)
     scaled = (base + bias) / tl.where(greedy, 1.0, temperature)
     scaled = tl.where(real, scaled, NEGATIVE_INFINITY)
     drawn, before = inverse_cdf(tl.exp(scaled - top).to(tl.float64), target - before)
@@ -210,11 +206,12 @@ def _pick(
         h = tl.load(hidden + at, mask=at < hidden_size, other=0.0).to(tl.float32)
         w = tl.load(confidence_weight + at, mask=at < hidden_size, other=0.0).to(tl.float32)
         score += tl.sum(h * w, 0)
-    depth = tl.arange(0, RANK)
+    depth = tl.arange(0, DEPTH)
     if SEES_LATENT:
-        z = tl.load(latent + depth, mask=depth < rank, other=0.0).to(tl.float32)
-        w = tl.load(confidence_weight + hidden_size + depth, mask=depth < rank, other=0.0)
+        z = tl.load(latent + depth, mask=depth < RANK, other=0.0).to(tl.float32)
+        w = tl.load(confidence_weight + hidden_size + depth, mask=depth < RANK, other=0.0)
         score += tl.sum(z * w.to(tl.float32), 0)
     tl.store(confidences + out, 1.0 / (1.0 + tl.exp(-score)))
-    following = tl.load(w1 + token * rank + depth, mask=depth < rank, other=0.0)
-    tl.store(latent + rank + depth, following, mask=(depth < rank) & (k + 1 < gamma))
+    if k + 1 < gamma:
+        following = tl.load(w1 + token * RANK + depth, mask=depth < RANK, other=0.0)
+        tl.store(latent + RANK + depth, following, mask=depth < RANK)

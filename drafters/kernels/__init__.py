@@ -1,0 +1,152 @@
+"""The engine's special work: four operations in Triton, each with a plain torch reference.
+
+CUDA tensors go to the Triton kernels, all others to the reference. On CUDA no function reads a
+value on the host, so each can be captured in a CUDA graph: replay it with new contents in the same
+tensors. Requests without rows and rows past the last request are padding; they cost little and
+their outputs are defined below. Results of both implementations agree up to the rounding of fp32.
+
+Notation as in ``policies.base``: R requests, gamma draft positions, V vocabulary, N = sum(l + 1)
+flattened rows, H query heads, K key heads, e head size. The last axis of every tensor is dense.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from torch import Tensor
+
+from drafters.kernels.dispatch import implementation, require
+from drafters.kernels.noise import uniforms
+from drafters.kernels.types import (
+    DraftLaw,
+    Drafts,
+    Schedule,
+    SequentialHead,
+    Verdict,
+    complete_law,
+)
+
+__all__ = [
+    "DraftLaw",
+    "Drafts",
+    "Schedule",
+    "SequentialHead",
+    "Verdict",
+    "complete_law",
+    "markov_sample",
+    "prefix_schedule",
+    "ragged_attention",
+    "uniforms",
+    "verify",
+]
+
+OPERATIONS = ("markov_sample", "verify", "ragged_attention", "prefix_schedule")
+# Each package is loaded before the function of its name is defined: a first import after that
+# would put the package in the function's place.
+for _operation in OPERATIONS:
+    import_module(f"{__name__}.{_operation}")
+
+
+def markov_sample(
+    logits: Tensor,
+    anchors: Tensor,
+    hidden: Tensor,
+    head: SequentialHead,
+    temperatures: Tensor,
+    uniforms: Tensor,
+) -> Drafts:
+    """Draw gamma draft tokens per request through DSpark's sequential head, with confidences.
+
+    ``logits`` [R, gamma, V] base logits U, bf16 or fp32; -inf forbids a token, one per row must be
+    finite. ``anchors`` [R] integer tokens. ``hidden`` [R, gamma, d] what the confidence head reads.
+    ``temperatures`` [R] fp32, 0 for greedy. ``uniforms`` [R, gamma] in [0, 1), float64 or float32,
+    one per draw. The returned law keeps references to ``logits`` and ``head.w2``: verify before
+    they change.
+    """
+    (requests, gamma, vocab), rank = logits.shape, head.w1.shape[1]
+    size = hidden.shape[-1]
+    require("anchors", anchors, (requests,))
+    require("hidden", hidden, (requests, gamma, size))
+    require("w1", head.w1, (vocab, rank))
+    require("w2", head.w2, (vocab, rank))
+    seen = size if head.confidence_weight.numel() == size else size + rank
+    require("confidence_weight", head.confidence_weight, (seen,))
+    require("temperatures", temperatures, (requests,))
+    require("uniforms", uniforms, (requests, gamma))
+    run = implementation("markov_sample", logits)
+    return run(logits, anchors, hidden, head, temperatures, uniforms)
+
+
+def verify(
+    target_logits: Tensor,
+    cu_rows: Tensor,
+    draft_tokens: Tensor,
+    law: DraftLaw | None,
+    temperatures: Tensor,
+    accept_uniforms: Tensor,
+    next_uniforms: Tensor,
+) -> Verdict:
+    """Rejection sampling of ragged draft prefixes: accepted lengths and next tokens.
+
+    ``target_logits`` [N, V] bf16 or fp32, N >= 1. ``cu_rows`` [R + 1] int32 or int64: r owns rows
+    cu[r]..cu[r+1]-1, the anchor's and those of its l[r] <= gamma drafts; no rows at all marks
+    a padding request (accepted 0, next -1). ``draft_tokens`` [R, gamma] int64. ``law``: what they
+    were drawn from; None for drafts that were not drawn at random (n-gram, all greedy).
+    ``temperatures`` [R] fp32, the ones that the drafts were drawn at; 0 accepts what equals the
+    argmax. ``accept_uniforms`` [R, gamma] and ``next_uniforms`` [R] in [0, 1), float64 or float32,
+    independent of those that drew the drafts.
+    """
+    (requests, gamma), vocab = draft_tokens.shape, target_logits.shape[1]
+    require("cu_rows", cu_rows, (requests + 1,))
+    require("temperatures", temperatures, (requests,))
+    require("accept_uniforms", accept_uniforms, (requests, gamma))
+    require("next_uniforms", next_uniforms, (requests,))
+    if law is not None:
+        require("law.logits", law.logits, (requests, gamma, vocab))
+        require("law.log_normalizer", law.log_normalizer, (requests, gamma))
+        require("law.log_probs", law.log_probs, (requests, gamma))
+    run = implementation("verify", target_logits)
+    return run(
+        target_logits, cu_rows, draft_tokens, law, temperatures, accept_uniforms, next_uniforms
+    )
+
+
+def ragged_attention(
+    queries: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    block_tables: Tensor,
+    cu_rows: Tensor,
+    context_tokens: Tensor,
+    max_rows: int,
+) -> Tensor:
+    """Causal attention of each request's newest tokens over its paged cache -> [N, H, e].
+
+    ``queries`` [N, H, e] bf16 or fp32, rotated. ``key_cache``, ``value_cache`` [blocks, block_size,
+    K, e], same type, already holding the new tokens. ``block_tables`` [R, blocks per request]
+    integer. ``cu_rows`` [R + 1] integer, as in ``verify``. ``context_tokens`` [R] integer: cached
+    tokens, the new ones included. ``max_rows``: the most rows that any request may have; more are
+    not computed. Scores are scaled by e ** -0.5. Rows that no request owns come out 0.
+    """
+    requests = block_tables.shape[0]
+    (_, heads, size), kv_heads = queries.shape, key_cache.shape[2]
+    require("key_cache", key_cache, (*key_cache.shape[:3], size))
+    require("value_cache", value_cache, tuple(key_cache.shape))
+    require("cu_rows", cu_rows, (requests + 1,))
+    require("context_tokens", context_tokens, (requests,))
+    if heads % kv_heads:
+        raise ValueError(f"{heads} query heads cannot share {kv_heads} key heads evenly")
+    run = implementation("ragged_attention", queries)
+    return run(queries, key_cache, value_cache, block_tables, cu_rows, context_tokens, max_rows)
+
+
+def prefix_schedule(confidences: Tensor, drafted: Tensor, budget: Tensor) -> Schedule:
+    """Spend ``budget`` draft tokens on the prefixes with the highest survival.
+
+    ``confidences`` [R, gamma] in [0, 1], any float type. ``drafted`` [R] integer: tokens that
+    exist, 0..gamma. ``budget`` [1] integer on the same device, so that a captured graph takes a
+    new one each step.
+    """
+    require("drafted", drafted, (confidences.shape[0],))
+    require("budget", budget, (1,))
+    return implementation("prefix_schedule", confidences)(confidences, drafted, budget)
