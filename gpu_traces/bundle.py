@@ -1,4 +1,4 @@
-"""Trace bundles: a folder of Parquet tables and a manifest, written whole and read with suspicion."""
+"""Trace bundles: a folder of Parquet tables and a manifest, written whole, read with suspicion."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +31,7 @@ from gpu_traces.manifest import (
 from gpu_traces.schema import TABLES, AcceptanceTraces
 from gpu_traces.tables import (
     DEFAULT_ENCODINGS,
+    Columns,
     build_table,
     check_values,
     column,
@@ -87,7 +87,7 @@ class Bundle:
 
     @cached_property
     def latency_fit(self) -> tuple[LatencyModel, FitReport]:
-        """The latency model of this bundle's machine and models, and its error on held-out shapes."""
+        """This bundle's latency model and its error on held-out shapes."""
         gamma = self.manifest.gamma
         return fit_latency(self.steps, name=self.name, origin=self.manifest.origin, gamma=gamma)
 
@@ -113,7 +113,7 @@ class Bundle:
 def write_bundle(
     folder: Path | str,
     manifest: Manifest,
-    tables: Mapping[str, Mapping[str, Any] | pd.DataFrame],
+    tables: Mapping[str, Columns],
     *,
     encodings: Mapping[str, str] | None = None,
     force: bool = False,
@@ -222,7 +222,7 @@ def list_bundles() -> list[str]:
 
 
 def default_bundle() -> str:
-    """Name of the best shipped bundle that can be replayed: measured, on an H200 first, CPU last."""
+    """Name of the best shipped bundle: measured and replayable, on an H200 first, CPU last."""
     manifests = {name: load_manifest(DATA / name) for name in list_bundles()}
     usable = [
         n for n, m in manifests.items() if m.kind == "measured" and m.has_traces and m.has_steps
@@ -233,7 +233,7 @@ def default_bundle() -> str:
 
 
 def _preference(manifest: Manifest) -> tuple[bool, bool, bool, int, str]:
-    """Sort key, best first: an H200, another GPU, a CPU; then DSpark; then more anchors; then name."""
+    """Sort key, best first: H200, another GPU, CPU; then DSpark; then anchors; then name."""
     return (
         "H200" not in manifest.hardware,
         manifest.device != "cuda",

@@ -21,5 +21,5 @@ def calibrate(
     logit = np.log(c / (1 - c))
     logit /= np.asarray(scales, dtype=np.float32)
     logit += np.asarray(bias, dtype=np.float32)
-    grid = (1 / (1 + np.exp(-logit))).astype(np.float16)
-    return grid.astype(np.float32)
+    grid: npt.NDArray[np.float32] = (1 / (1 + np.exp(-logit))).astype(np.float16).astype(np.float32)
+    return grid

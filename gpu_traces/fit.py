@@ -66,7 +66,7 @@ def fit_latency(
     cells = _cells(steps)
     source = origin or Origin("synthetic", "unnamed latency samples")
     depth = int(cells["draft_length"].max()) if gamma is None else gamma
-    spread = _spread(steps, cells)
+    spread = _spread(steps)
     model = _fit(cells, name, source, depth, spread)
     held = _held_out(cells)
     trial = _fit(cells[~held], name, source, depth, spread)
@@ -76,8 +76,8 @@ def fit_latency(
 def _cells(steps: pd.DataFrame) -> pd.DataFrame:
     """Median seconds per shape."""
     rows = steps if "ragged" in steps else steps.assign(ragged=False)
-    cells = rows.groupby(_SHAPE, as_index=False)["microseconds"].median()
-    cells["seconds"] = cells.pop("microseconds") * 1e-6
+    median = rows.groupby(_SHAPE)["microseconds"].median() * 1e-6
+    cells: pd.DataFrame = median.rename("seconds").reset_index()
     if not cells["mode"].isin(_TARGET).any():
         raise ValueError(f"latency samples hold no target pass (mode {', '.join(_TARGET)})")
     return cells
@@ -112,7 +112,7 @@ def _fit_pass(target: pd.DataFrame) -> tuple[Floats, float, tuple[int, ...]]:
     captured = sorted({int(t) for t in target.loc[target["graph"], "tokens"]})
     limit = captured[-1] if captured else 0
     used = target[target["graph"] | (target["tokens"] > limit)]
-    sizes, seconds, slope = _levels(used, "tokens")
+    sizes, seconds, slope = levels(used, "tokens")
     last = int(sizes[-1])
     graph, eager = sizes <= limit, sizes > limit
     dense = np.empty(last + 1)
@@ -135,22 +135,23 @@ def _fit_draft(draft: pd.DataFrame, gamma: int, requests: int) -> tuple[Floats, 
     if not lengths:
         return table, 0.0
     per_length = [draft[draft["draft_length"] == k] for k in lengths]
-    slope = float(np.median([_levels(rows, "requests")[2] for rows in per_length]))
+    slope = float(np.median([levels(rows, "requests")[2] for rows in per_length]))
     curves = []
     for rows in per_length:
-        sizes, seconds, _ = _levels(rows, "requests", slope)
+        sizes, seconds, _ = levels(rows, "requests", slope)
         smooth = isotonic_regression(seconds).x
         if rows["graph"].all():
             curves.append(staircase(sizes, smooth, requests))
         else:
             curves.append(densify(sizes, smooth, "linear", requests))
+    measured = np.array(curves)
     for k in range(1, gamma + 1):
-        table[k] = [np.interp(k, lengths, column) for column in np.array(curves).T]
+        table[k] = [np.interp(k, lengths, column) for column in measured.T]
     table[:, 0] = 0.0
     return table, slope
 
 
-def _levels(
+def levels(
     rows: pd.DataFrame, size: str, slope: float | None = None
 ) -> tuple[npt.NDArray[np.int64], Floats, float]:
     """Sizes, seconds at empty context per size, and the slope per cached token (>= 0).
@@ -188,13 +189,17 @@ def _ragged_extra(cells: pd.DataFrame) -> float:
     return max(0.0, float((both["seconds_ragged"] - both["seconds_plain"]).median()))
 
 
-def _spread(steps: pd.DataFrame, cells: pd.DataFrame) -> float:
-    """Robust log-sd of samples around their cell's median (target passes and drafts)."""
+def _spread(steps: pd.DataFrame) -> float:
+    """Robust log-sd of samples around their cell's median (target passes and drafts).
+
+    The middle sample of a cell is its median and says nothing, so zeros don't count.
+    """
     rows = steps if "ragged" in steps else steps.assign(ragged=False)
     timed = rows[rows["mode"].isin((*_TARGET, "draft"))]
     centre = timed.groupby(_SHAPE)["microseconds"].transform("median")
-    deviation = np.abs(np.log(timed["microseconds"] / centre))
-    return float(1.4826 * deviation[deviation > 0].median()) if (deviation > 0).any() else 0.0
+    deviation = np.abs(np.log((timed["microseconds"] / centre).to_numpy(dtype=np.float64)))
+    moved = deviation[deviation > 0]
+    return float(1.4826 * np.median(moved)) if moved.size else 0.0
 
 
 def _held_out(cells: pd.DataFrame) -> npt.NDArray[np.bool_]:
@@ -213,7 +218,7 @@ def _report(
     model: LatencyModel, cells: pd.DataFrame, held: npt.NDArray[np.bool_], spread: float
 ) -> FitReport:
     test = cells[held]
-    error = np.array([_error(model, row) for row in test.itertuples()])
+    error = np.abs(_predict(model, test) / test["seconds"].to_numpy() - 1.0)
     modes = test["mode"].to_numpy()
     return FitReport(
         cells=len(cells),
@@ -225,11 +230,13 @@ def _report(
     )
 
 
-def _error(model: LatencyModel, row: object) -> float:
-    requests, tokens, context = row.requests, row.tokens, row.context_tokens  # type: ignore[attr-defined]
-    if row.mode == "draft":  # type: ignore[attr-defined]
-        k = row.draft_length  # type: ignore[attr-defined]
-        predicted = model.draft_s[k, requests] + model.draft_context_s * requests * context
-    else:
-        predicted = model.verify_s[tokens] + model.context_s * requests * context
-    return abs(float(predicted) / row.seconds - 1.0)  # type: ignore[attr-defined]
+def _predict(model: LatencyModel, cells: pd.DataFrame) -> Floats:
+    """Seconds of target and draft cells."""
+    requests = cells["requests"].to_numpy()
+    read = requests * cells["context_tokens"].to_numpy(dtype=np.float64)
+    is_draft = (cells["mode"] == "draft").to_numpy()
+    length = np.where(is_draft, cells["draft_length"], 0)
+    tokens = np.where(is_draft, 0, cells["tokens"])
+    draft = model.draft_s[length, requests] + model.draft_context_s * read
+    seconds: Floats = np.where(is_draft, draft, model.verify_s[tokens] + model.context_s * read)
+    return seconds

@@ -98,7 +98,7 @@ class LatencyModel:
     def check_range(
         self, requests: int, tokens: int, context_tokens: int = 0, extrapolate: bool = False
     ) -> bool:
-        """Whether a step of this size lies outside the profile; ValueError unless ``extrapolate``."""
+        """Whether a step lies outside the profile; then ValueError unless ``extrapolate``."""
         asked = {"requests": requests, "tokens": tokens, "cached tokens": context_tokens}
         limits = (self.max_requests, self.max_tokens, self.max_context_tokens)
         beyond = [
@@ -114,7 +114,7 @@ class LatencyModel:
         return bool(beyond)
 
     def extrapolated(self, requests: int, tokens: int) -> LatencyModel:
-        """The same with tables continued (last slope) to these sizes, and marked so in its origin."""
+        """The same, continued (last slope) to these sizes and marked so in its origin."""
         if requests <= self.max_requests and tokens <= self.max_tokens:
             return self
         sizes = np.arange(self.max_requests + 1)
@@ -190,7 +190,7 @@ class LatencyModel:
         return dense
 
     def scaled(self, draft: float = 1.0, verify: float = 1.0) -> LatencyModel:
-        """A slower or faster world: drafting and target pass (with their contexts) times a factor."""
+        """A slower or faster world: drafting and target pass, contexts included, by a factor."""
         return replace(
             self,
             draft_s=self.draft_s * draft,
@@ -203,7 +203,7 @@ class LatencyModel:
 def constant(
     step_s: float, gamma: int = 7, max_requests: int = 512, max_tokens: int = 8192
 ) -> LatencyModel:
-    """A world where every step takes ``step_s``: verification and drafting are free at the margin."""
+    """A world where every step takes ``step_s``: verifying and drafting are free."""
     draft_s = np.zeros((gamma + 1, max_requests + 1))
     return LatencyModel("constant", SYNTHETIC, draft_s, np.full(max_tokens + 1, float(step_s)))
 

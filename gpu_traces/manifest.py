@@ -1,4 +1,4 @@
-"""``manifest.json`` of a trace bundle: what was recorded, where, when, with what, and the hashes."""
+"""``manifest.json`` of a trace bundle: what was recorded, where, when, with what; the hashes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class BundleError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Turns raw confidences at one sampling temperature into sigmoid(logit(c) / scale_k + bias_k)."""
+    """Raw confidences at one sampling temperature become sigmoid(logit(c) / scale_k + bias_k)."""
 
     temperature: float
     """Sampling temperature that it was fitted at."""
@@ -50,7 +50,7 @@ class Manifest:
     kind: str
     """``measured`` or ``synthetic``; published numbers never come as a bundle."""
     hardware: str
-    """The machine, as it should be printed, e.g. ``NVIDIA H200`` or ``CPU, 2 cores of Xeon 8488C``."""
+    """The machine as it is to be printed, e.g. ``NVIDIA H200`` or ``CPU, 2 cores of a Xeon``."""
     device: str
     """``cuda`` or ``cpu``."""
     driver: str
@@ -142,7 +142,7 @@ def _from_json(raw: dict[str, Any]) -> Manifest:
 
 
 def check_manifest(manifest: Manifest, where: str) -> None:
-    """Raise BundleError where the manifest contradicts itself; ``where`` names it in the message."""
+    """Raise BundleError where the manifest contradicts itself; ``where`` names it."""
     if manifest.kind not in ("measured", "synthetic"):
         raise BundleError(f"{where}: kind {manifest.kind!r} must be measured or synthetic")
     if not isinstance(manifest.gamma, int) or not 0 <= manifest.gamma <= 127:

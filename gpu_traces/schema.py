@@ -63,7 +63,7 @@ class AcceptanceTraces:
     accepted: npt.NDArray[np.int8]
     """[A] accepted length of the full block, 0..gamma."""
     alpha: npt.NDArray[np.float32]
-    """[A, gamma] analytic acceptance 1 - TV(p_d, p_t) per position (T = 0: 1 or 0, argmax match)."""
+    """[A, gamma] analytic acceptance 1 - TV(p_d, p_t) by position (T = 0: 1 or 0, argmax match)."""
     max_prob: npt.NDArray[np.float32]
     """[A, gamma] largest draft probability per position."""
 

@@ -8,19 +8,20 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gpu_traces.manifest import BundleError, Manifest
 from gpu_traces.schema import STEP_MODES, TABLES, Column
 
+Columns = Mapping[str, Any] | pd.DataFrame
+
 VECTOR_TYPES = {"uint8": pa.uint8(), "float16": pa.float16(), "float32": pa.float32()}
 DEFAULT_ENCODINGS = {"confidence": "float16", "alpha": "uint8", "max_prob": "uint8"}
 
 
-def build_table(
-    name: str, columns: Mapping[str, Any], gamma: int, encodings: Mapping[str, str]
-) -> pa.Table:
+def build_table(name: str, columns: Columns, gamma: int, encodings: Mapping[str, str]) -> pa.Table:
     """One Arrow table in schema order; further columns are kept behind it as they are.
 
     ``columns`` is a mapping of equally long arrays (or a DataFrame); probability vectors are
@@ -37,7 +38,7 @@ def build_table(
         else:
             rows = len(next(iter(arrays.values())))
             arrays[column.name] = pa.array([column.default] * rows, type=column.type)
-    for extra in [c for c in columns if c not in arrays]:
+    for extra in [str(c) for c in columns if c not in arrays]:
         arrays[extra] = pa.array(columns[extra])
     lengths = {key: len(value) for key, value in arrays.items()}
     if len(set(lengths.values())) > 1:
@@ -111,8 +112,10 @@ def _first(error: Exception) -> str:
 def vector(table: pa.Table, column: str, gamma: int) -> npt.NDArray[np.float32]:
     """A probability-vector column as [rows, gamma] float32, decoded."""
     flat = table.column(column).combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    values = flat.astype(np.float32).reshape(-1, gamma)
-    return values / np.float32(255) if flat.dtype == np.uint8 else values
+    values: npt.NDArray[np.float32] = flat.astype(np.float32).reshape(-1, gamma)
+    if flat.dtype == np.uint8:
+        values /= np.float32(255)
+    return values
 
 
 def column(table: pa.Table, name: str) -> npt.NDArray[Any]:

@@ -16,28 +16,35 @@ Ints = npt.NDArray[np.int64]
 
 
 def walked_anchors(traces: AcceptanceTraces, length: int | None = None) -> Ints:
-    """Anchor rows visited when every round verifies ``length`` draft tokens (default: all gamma)."""
+    """Anchor rows visited when every round verifies ``length`` draft tokens (default: gamma)."""
     limit = traces.gamma if length is None else length
-    at = traces.first_anchor[:-1].copy()
-    end = traces.first_anchor[1:]
+    return walk(traces.first_anchor, traces.accepted, limit)
+
+
+def walk(first_anchor: Ints, accepted: npt.NDArray[np.int8], limit: int) -> Ints:
+    """Anchor rows visited, ascending; ``first_anchor`` [n + 1] bounds the responses' rows."""
+    at = first_anchor[:-1].copy()
+    end = first_anchor[1:]
     visited = []
     live = np.flatnonzero(at < end)
     while live.size:
         visited.append(at[live])
-        at[live] += np.minimum(traces.accepted[at[live]], limit) + 1
+        at[live] += np.minimum(accepted[at[live]], limit) + 1
         live = live[at[live] < end[live]]
     return np.sort(np.concatenate(visited)) if visited else np.empty(0, dtype=np.int64)
 
 
 def anchor_response(traces: AcceptanceTraces, rows: Ints) -> Ints:
     """Index of the response that each anchor row belongs to."""
-    return np.searchsorted(traces.first_anchor, rows, side="right") - 1
+    owner: Ints = np.searchsorted(traces.first_anchor, rows, side="right") - 1
+    return owner
 
 
 def room(traces: AcceptanceTraces, rows: Ints) -> Ints:
     """Draft tokens that fit in the response after each anchor: L - 1 - t, at most gamma."""
     end = traces.first_anchor[anchor_response(traces, rows) + 1]
-    return np.minimum(end - rows, traces.gamma)
+    fits: Ints = np.minimum(end - rows, traces.gamma)
+    return fits
 
 
 def marginals(traces: AcceptanceTraces, rows: Ints) -> pd.DataFrame:
