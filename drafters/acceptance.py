@@ -1,7 +1,7 @@
-"""Which draft tokens stand, and which token comes next: lossless verification of a ragged batch.
+"""Which draft tokens stand, and what comes next: lossless verification of a ragged batch.
 
-Rows of the flattened target logits: request r owns rows cu[r] .. cu[r + 1] - 1, of [anchor, draft 1,
-.., draft l]; row j holds the target's distribution p_t of what follows, so it judges draft j + 1,
+Rows of the flattened target logits: request r owns rows cu[r] .. cu[r + 1] - 1, of [anchor, draft
+1, .., draft l]; row j holds the target's distribution p_t of what follows, so it judges draft j + 1
 and the last row judges nothing. At temperature 0 a draft stands if it is the target's argmax. Above
 0 it stands if u p_d(x) < p_t(x); the next token is drawn from norm(max(0, p_t - p_d)) at the first
 rejection, and from p_t of the last row if all l stand, whatever l: a truncated block that is

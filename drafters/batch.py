@@ -56,11 +56,12 @@ def make_batch(
     first = count.cumsum(0) - count
     positions = torch.arange(tokens.numel(), device=device) - (first - start)[slots]
     shared = len(counts) if together is None else together
-    bounds = [0, *range(max(shared, 1), len(counts) + 1)]
+    bounds = sorted({0, *range(shared, len(counts) + 1)})
     groups, at = [], 0
     for low, high in zip(bounds, bounds[1:], strict=False):
         used = sum(counts[low:high])
-        groups.append(_group(starts[low:high], counts[low:high], at, low, positions))
+        if used:
+            groups.append(_group(starts[low:high], counts[low:high], at, low, positions))
         at += used
     return Batch(tokens, positions, slots, tuple(groups))
 

@@ -1,0 +1,45 @@
+"""What policies get to see of a drafter's confidence: the same numbers live as from a trace.
+
+Raw confidences go to the float16 grid of ``drafters.base.CONFIDENCE_DTYPE``, through the
+calibration fitted at their temperature, and to the grid again, as ``gpu_traces.bundle`` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from drafters.base import CONFIDENCE_DTYPE, Proposal
+from gpu_traces.calibration import calibrate
+from gpu_traces.manifest import Calibration
+from policies.base import Floats
+
+
+def raw_confidences(proposal: Proposal, temperatures: Floats) -> Floats:
+    """[n, k] on the grid: the head's, or the largest draft probability where there is no head."""
+    raw = proposal.confidences
+    if raw is None:
+        heat = torch.tensor(np.where(temperatures > 0, temperatures, 1.0), dtype=torch.float32)
+        raw = _largest(proposal.logits, heat.to(proposal.logits.device))
+    return raw.to(CONFIDENCE_DTYPE).cpu().numpy().astype(np.float64)
+
+
+def _largest(logits: Tensor, heat: Tensor) -> Tensor:
+    """Largest probability per position of [n, k, V] at temperatures [n]."""
+    return torch.softmax(logits / heat[:, None, None], -1).amax(-1)
+
+
+def calibrated(raw: Floats, temperatures: Floats, calibration: Sequence[Calibration]) -> Floats:
+    """Confidences [n, k] after the calibration fitted nearest to each row's temperature [n]."""
+    if not calibration:
+        return raw
+    fitted = np.array([entry.temperature for entry in calibration])
+    nearest = np.abs(temperatures[:, None] - fitted).argmin(1)
+    made = np.empty_like(raw)
+    for i, entry in enumerate(calibration):
+        mine, k = nearest == i, raw.shape[1]
+        made[mine] = calibrate(raw[mine], entry.scales[:k], entry.bias[:k])
+    return made

@@ -1,0 +1,321 @@
+"""The live decode loop: continuous batching of real models under a verification policy.
+
+A step is three verbs. ``admit`` fills it: requests join, each prompt gets its chunk. ``plan``
+drafts a block for the running requests and asks the policy how much of each to verify. ``advance``
+runs one ragged target pass over anchors, chosen drafts and prompt chunks, accepts, and commits.
+The policy sees what it sees in the simulator (``policies.base``, ``policies.harness``), and what a
+step commits follows ``gpu_traces.schema``, so a simulator that replays recorded traces takes the
+same rounds at temperature 0.
+
+Cache slots are compact: decoding requests in 0 .. D - 1, after them those still in prefill; the
+last one takes the place of one that leaves. Policies see other slots, which stay.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from drafters.base import Drafter, Proposal
+from drafters.beliefs import calibrated, raw_confidences
+from drafters.errors import UserError
+from drafters.records import StepLog, Stopwatch
+from drafters.request import Request, Running, stream_of
+from drafters.runner import Runner
+from drafters.target import Target
+from gpu_traces.manifest import Calibration
+from policies.base import Floats, Ints, Policy, StepOutcome, VerifyPlan, VerifyState
+from policies.cost import CostTable
+from policies.harness import ConfidenceLag, check_plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """Limits of the engine; those of the simulator's ``EngineConfig`` by the same names."""
+
+    max_requests: int = 8
+    """Requests that run at once."""
+    max_step_tokens: int = 2048
+    """Target tokens of one step: anchors, drafts and prompt chunks."""
+    max_context: int = 2048
+    """Most tokens of one request, prompt and output."""
+    seed: int = 0
+    """Seed of every draw."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What ``plan`` decided. ``rows`` are the decoding requests in policy order (by admission),
+    ``at`` the cache slot of each."""
+
+    rows: list[Running]
+    at: Ints
+    proposal: Proposal | None
+    state: VerifyState
+    plan: VerifyPlan
+
+
+class Engine:
+    """Runs submitted requests to their end. ``drafter`` None decodes without speculation."""
+
+    def __init__(
+        self,
+        target: Target,
+        drafter: Drafter | None,
+        policy: Policy,
+        cost: CostTable,
+        config: EngineConfig,
+        stops: frozenset[int] = frozenset(),
+        calibration: Sequence[Calibration] = (),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if policy.analysis_only:
+            raise UserError(
+                f"policy {policy.name!r} needs the true acceptance; simulate it instead"
+            )
+        self.policy, self.cost, self.config = policy, cost, config
+        self.stops, self.calibration = stops, tuple(calibration)
+        self.gamma = drafter.gamma if drafter else cost.gamma
+        capacity = config.max_context + self.gamma + 1
+        self.runner = Runner(target, drafter, self.gamma, config.max_requests, capacity)
+        self.watch = Stopwatch(self.runner.device)
+        self.lag = ConfidenceLag(config.max_requests, self.gamma, policy.lag)
+        self.free_slots = list(range(config.max_requests))[::-1]
+        self.rows: list[Running] = []
+        self.decoding = 0
+        self.chunks: list[int] = []
+        self.arriving: deque[Running] = deque()
+        self.waiting: deque[Running] = deque()
+        self.ended: list[Running] = []
+        self.log = StepLog()
+        self._admissions = 0
+        self._clock, self._started = clock, clock()
+
+    def submit(self, request: Request) -> None:
+        """Queue a request; calls in order of arrival. One that cannot run fails alone."""
+        row = Running(request, list(request.prompt), stream_of(self.config.seed, request.name))
+        row.reason = self._refusal(request)
+        (self.ended if row.reason else self.arriving).append(row)
+
+    def _refusal(self, request: Request) -> str:
+        vocabulary, limit = self.runner.target.vocab_size, self.config.max_context
+        bad = [t for t in request.prompt if not 0 <= t < vocabulary]
+        if bad:
+            return f"token id {bad[0]} is outside the vocabulary 0..{vocabulary - 1}"
+        if not request.prompt or request.max_new < 1:
+            return "needs a prompt of at least 1 token and max_new of at least 1"
+        if len(request.prompt) + request.max_new > limit:
+            return (
+                f"{len(request.prompt)} prompt + {request.max_new} new tokens are more than"
+                f" max_context {limit}"
+            )
+        return ""
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is left to do."""
+        return bool(self.rows or self.waiting or self.arriving)
+
+    def now_s(self) -> float:
+        """Seconds since the engine was made."""
+        return self._clock() - self._started
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One engine step; sleeps until the next arrival when there is nothing to run."""
+        self.watch.start()
+        start_s = self.now_s()
+        if self.admit(start_s):
+            self.advance(self.plan(start_s), start_s)
+        elif self.arriving:
+            time.sleep(max(0.0, self.arriving[0].request.arrival_s - start_s))
+
+    # --- the three verbs ---
+
+    def admit(self, now_s: float) -> bool:
+        """Fill the step with requests, first come first served; False when there are none."""
+        while self.arriving and self.arriving[0].request.arrival_s <= now_s:
+            self.waiting.append(self.arriving.popleft())
+        first = self.gamma if self.policy.first_draft is None else self.policy.first_draft
+        budget = self.config.max_step_tokens
+        for row in self.rows[: self.decoding]:
+            if row.fresh:
+                row.drafted = first if self.runner.drafter else 0
+            budget -= 1 + row.drafted
+        self.chunks = []
+        for row in self.rows[self.decoding :]:
+            budget = self._take_chunk(row, budget)
+        while self.waiting and self.free_slots and budget > 0:
+            budget = self._take_chunk(self._enter(self.waiting.popleft()), budget)
+        return bool(self.rows)
+
+    def _take_chunk(self, row: Running, budget: int) -> int:
+        self.chunks.append(max(0, min(budget, row.to_prefill)))
+        return budget - self.chunks[-1]
+
+    def _enter(self, row: Running) -> Running:
+        row.slot, row.number, row.fresh = self.free_slots.pop(), self._admissions, True
+        self.lag.admit(row.slot)
+        self._admissions += 1
+        self.rows.append(row)
+        return row
+
+    def plan(self, now_s: float) -> Step:
+        """Draft, and let the policy say how much of it to verify."""
+        self.watch.lap("overhead")
+        proposal = self.runner.draft(self.rows[: self.decoding])
+        self.watch.lap("draft")
+        at = np.argsort([row.number for row in self.rows[: self.decoding]])
+        rows = [self.rows[i] for i in at]
+        state = self._state(rows, self._current(proposal)[at], now_s)
+        plan = VerifyPlan(np.empty(0, dtype=np.int64))
+        if rows:
+            plan = self.policy.plan(state)
+            check_plan(self.policy, state, plan)
+        self.watch.lap("plan")
+        return Step(rows, at, proposal, state, plan)
+
+    def advance(self, step: Step, start_s: float) -> None:
+        """The target pass, acceptance, and everything that follows from it."""
+        lengths = np.empty(self.decoding, dtype=np.int64)
+        lengths[step.at] = step.plan.lengths
+        context_tokens = sum(row.cached for row in self.rows)
+        accepted, following = self.runner.verify(
+            self.rows, self.chunks, step.proposal, lengths.tolist()
+        )
+        self.watch.lap("verify")
+        end_s = self.now_s()
+        hits = self._commit_blocks(step, lengths.tolist(), accepted, following)
+        self._commit_chunks(following[self.decoding :], end_s)
+        self._want_drafts(step)
+        finished = np.array([row.done(self.stops) for row in step.rows], dtype=np.bool_)
+        self._leave(end_s)
+        if step.rows:
+            self._tell(step, hits[step.at], finished, end_s - start_s)
+        prefilled = sum(self.chunks)
+        self.watch.lap("overhead")
+        self.log.add(
+            step.rows, step.state.drafted, step.plan.lengths, hits[step.at], context_tokens,
+            prefilled, start_s, self.watch.spent_us,
+        )  # fmt: skip
+
+    # --- parts of plan ---
+
+    def _current(self, proposal: Proposal | None) -> Floats:
+        """[D, gamma] confidences by cache slot, 0 where nothing was drafted."""
+        current = np.zeros((self.decoding, self.gamma))
+        if proposal is None:
+            return current
+        rows = self.rows[: self.decoding]
+        heat = np.array([row.request.temperature for row in rows])
+        seen = calibrated(raw_confidences(proposal, heat), heat, self.calibration)
+        current[:, : seen.shape[1]] = seen
+        drafted = np.array([row.drafted for row in rows])
+        current[np.arange(self.gamma) >= drafted[:, None]] = 0.0
+        return current
+
+    def _state(self, rows: list[Running], current: Floats, now_s: float) -> VerifyState:
+        slots = _column([row.slot for row in rows])
+        joining = zip(self.rows[self.decoding :], self.chunks, strict=True)
+        return VerifyState(
+            step=len(self.log),
+            time_s=now_s,
+            current=_frozen(current),
+            lagged=_frozen(self.lag.push(slots, current)) if rows else current,
+            drafted=_column([row.drafted for row in rows]),
+            slots=slots,
+            fresh=_frozen(np.array([row.fresh for row in rows], dtype=np.bool_)),
+            context_tokens=_column([row.cached for row in rows]),
+            generated_tokens=_column([row.generated for row in rows]),
+            domain=_column([row.request.domain for row in rows]),
+            slo_class=_column([0] * len(rows)),
+            slack_s=_frozen(np.full(len(rows), np.inf)),
+            other_tokens=len(rows) + sum(self.chunks),
+            sampling_requests=len(rows) + sum(row.ends_prefill(chunk) for row, chunk in joining),
+            queue_length=len(self.waiting),
+            cost=self.cost,
+        )
+
+    # --- parts of advance ---
+
+    def _commit_blocks(
+        self, step: Step, lengths: list[int], accepted: list[int], following: list[int]
+    ) -> Ints:
+        """Give each decoding row its accepted drafts and next token, up to its end; returns the
+        drafts that counted, by cache slot."""
+        drafts = step.proposal.tokens.tolist() if step.proposal else [[]] * self.decoding
+        hits = np.zeros(self.decoding, dtype=np.int64)
+        for i, row in enumerate(self.rows[: self.decoding]):
+            gained = row.take([*drafts[i][: accepted[i]], following[i]], self.stops)
+            hits[i] = min(accepted[i], gained)
+            row.cached += gained
+            row.rounds += 1
+            row.verified += lengths[i]
+            row.accepted += int(hits[i])
+            row.fresh = False
+        return hits
+
+    def _commit_chunks(self, first_tokens: list[int], now_s: float) -> None:
+        """Book the prefilled chunks; a prompt that ended gets its first token and decodes next."""
+        tokens = iter(first_tokens)
+        for row, chunk in zip(self.rows[self.decoding :], self.chunks, strict=True):
+            ends = row.ends_prefill(chunk)
+            row.cached += chunk
+            if ends:
+                row.take([next(tokens)], self.stops)
+                row.first_token_s = now_s
+            if row.to_prefill <= 0:
+                self.decoding += 1
+
+    def _want_drafts(self, step: Step) -> None:
+        """Drafts of the next step, as the plan says."""
+        wanted = step.plan.draft
+        for i, row in enumerate(step.rows):
+            row.drafted = self.gamma if wanted is None else int(wanted[i])
+            if self.runner.drafter is None:
+                row.drafted = 0
+
+    def _leave(self, now_s: float) -> None:
+        """Take out the requests that are done; the last row of each kind fills the gap."""
+        done = [row for row in self.rows[: self.decoding] if row.done(self.stops)]
+        for row in sorted(done, key=lambda row: row.number):
+            row.finish_s, row.pending = now_s, []
+            self.free_slots.append(row.slot)
+            self.ended.append(row)
+        for i in reversed(range(self.decoding)):
+            if self.rows[i] in done:
+                self._close_gap(i)
+
+    def _close_gap(self, gap: int) -> None:
+        self.decoding -= 1
+        for last in (self.decoding, len(self.rows) - 1):
+            if last > gap:
+                self.rows[gap] = self.rows[last]
+                self.runner.move(last, gap, self.rows[gap])
+                gap = last
+        self.rows.pop()
+
+    def _tell(
+        self, step: Step, hits: Ints, finished: npt.NDArray[np.bool_], step_time_s: float
+    ) -> None:
+        state, lengths = step.state, step.plan.lengths
+        self.policy.observe(
+            StepOutcome(
+                state.step, state.slots, lengths, hits, state.current, finished, step_time_s
+            )
+        )
+
+
+def _column(values: list[int]) -> Ints:
+    return _frozen(np.array(values, dtype=np.int64))
+
+
+def _frozen(array: npt.NDArray) -> npt.NDArray:
+    array.setflags(write=False)
+    return array

@@ -1,0 +1,94 @@
+"""What a live run leaves behind: times of each step's parts, and the live tables of a bundle."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from drafters.request import Running
+from policies.base import Ints
+
+PARTS = ("draft", "verify", "plan", "overhead")
+
+
+class Stopwatch:
+    """Time of each part of a step, microseconds; waits for the device at every lap."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.waits = device.type == "cuda"
+        self.spent_us = dict.fromkeys(PARTS, 0.0)
+
+    def start(self) -> None:
+        """Begin a step."""
+        self.spent_us = dict.fromkeys(PARTS, 0.0)
+        self._last = time.perf_counter()
+
+    def lap(self, part: str) -> None:
+        """Book the time since the last lap on ``part``."""
+        if self.waits:
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        self.spent_us[part] += 1e6 * (now - self._last)
+        self._last = now
+
+
+class StepLog:
+    """Columns of ``live_steps``, one entry per step."""
+
+    def __init__(self) -> None:
+        self.columns: dict[str, list[Any]] = {}
+
+    def __len__(self) -> int:
+        return len(self.columns.get("step", ()))
+
+    def add(
+        self,
+        rows: list[Running],
+        drafted: Ints,
+        lengths: Ints,
+        accepted: Ints,
+        context_tokens: int,
+        prefill_tokens: int,
+        start_s: float,
+        spent_us: dict[str, float],
+    ) -> None:
+        """Append a step; ``rows`` are its decoding requests in policy order."""
+        tokens = len(rows) + int(lengths.sum()) + prefill_tokens
+        entry = {
+            "step": len(self),
+            "requests": len(rows),
+            "request_ids": [row.request.request_id for row in rows],
+            "drafted": drafted.tolist(),
+            "lengths": lengths.tolist(),
+            "accepted": accepted.tolist(),
+            "tokens_planned": tokens,
+            "tokens_padded": tokens,
+            "context_tokens": context_tokens,
+            "prefill_tokens": prefill_tokens,
+            "start_s": start_s,
+            **{f"{part}_us": spent_us[part] for part in PARTS},
+        }
+        for name, value in entry.items():
+            self.columns.setdefault(name, []).append(value)
+
+
+def request_columns(sequences: Iterable[Running]) -> dict[str, list[Any]]:
+    """Columns of ``live_requests``, by request id; further: name, temperature, why it failed."""
+    rows = sorted(sequences, key=lambda s: s.request.request_id)
+    return {
+        "request_id": [s.request.request_id for s in rows],
+        "rounds": [s.rounds for s in rows],
+        "verified": [s.verified for s in rows],
+        "accepted": [s.accepted for s in rows],
+        "prompt_tokens": [len(s.request.prompt) for s in rows],
+        "output_tokens": [s.generated for s in rows],
+        "ttft_s": [s.first_token_s - s.request.arrival_s for s in rows],
+        "e2e_s": [s.finish_s - s.request.arrival_s for s in rows],
+        "name": [s.request.name for s in rows],
+        "temperature": [s.request.temperature for s in rows],
+        "preemptions": [s.preemptions for s in rows],
+        "reason": [s.reason for s in rows],
+    }
