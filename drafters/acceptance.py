@@ -17,16 +17,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from drafters import kernels
+from drafters.kernels.types import Verdict, complete_law
 from drafters.sampling import sample
-
-
-class Verdict(NamedTuple):
-    """What came of n requests."""
-
-    accepted: Tensor
-    """[n] draft tokens that stand, 0..l."""
-    next_tokens: Tensor
-    """[n] the target's token after them."""
 
 
 class Drafts(NamedTuple):
@@ -46,7 +39,10 @@ def verify(target_logits: Tensor, cu_rows: Tensor, drafts: Drafts, temperatures:
     """Judge the drafts of n >= 1 requests; ``target_logits`` [rows, V], ``cu_rows`` [n + 1].
 
     Request r verifies l = cu_rows[r + 1] - cu_rows[r] - 1 <= gamma drafts; ``temperatures`` [n].
+    On CUDA this is the fused kernel; here, plain torch that touches only the rows it needs.
     """
+    if target_logits.is_cuda:
+        return _fused(target_logits, cu_rows, drafts, temperatures)
     verdict = _greedy(target_logits, cu_rows, drafts.tokens)
     hot = (temperatures > 0).nonzero().squeeze(1)
     if hot.numel():
@@ -54,6 +50,14 @@ def verify(target_logits: Tensor, cu_rows: Tensor, drafts: Drafts, temperatures:
         for whole, part in zip(verdict, sampled, strict=True):
             whole[hot] = part
     return verdict
+
+
+def _fused(target_logits: Tensor, cu_rows: Tensor, drafts: Drafts, temperatures: Tensor) -> Verdict:
+    law = complete_law(drafts.logits, drafts.tokens, temperatures)
+    return kernels.verify(
+        target_logits, cu_rows, drafts.tokens, law, temperatures,
+        drafts.accept_uniforms, drafts.next_uniforms,
+    )  # fmt: skip
 
 
 def _rows(cu_rows: Tensor, gamma: int) -> tuple[Tensor, Tensor]:

@@ -192,7 +192,7 @@ class Engine:
         self.watch.lap("verify")
         end_s = self.now_s()
         hits = self._commit_blocks(step, lengths.tolist(), accepted, following)
-        self._commit_chunks(following[self.decoding :], end_s)
+        self._commit_chunks(following[len(step.rows) :], end_s)
         self._want_drafts(step)
         finished = np.array([row.done(self.stops) for row in step.rows], dtype=np.bool_)
         self._leave(end_s)

@@ -16,7 +16,7 @@ from drafters.base import Drafter, Proposal, Sampler
 from drafters.batch import make_batch
 from drafters.kernels.noise import uniforms
 from drafters.request import Running
-from drafters.target import Target
+from drafters.target import Target, TargetOutput
 
 
 class Runner:
@@ -39,7 +39,11 @@ class Runner:
         anchors = self._tensor([row.tokens[-1] for row in rows])
         positions = self._tensor([row.cached for row in rows])
         sampler = Sampler(self._temperatures(rows), self._uniforms(rows)[:, :longest])
-        return self.drafter.propose(self.state, anchors, positions, longest, sampler)
+        proposal = self.drafter.propose(self.state, anchors, positions, longest, sampler)
+        if proposal.drafted is not None:
+            for row, real in zip(rows, proposal.drafted.tolist(), strict=True):
+                row.drafted = min(row.drafted, real)
+        return proposal
 
     def _extend(self, rows: Sequence[Running]) -> None:
         """Give the drafter what its state lacks of the rows that draft; equally long parts share
@@ -92,41 +96,57 @@ class Runner:
             for (row, chunk), end in zip(joining, ends[decoding:], strict=True)
             if row.ends_prefill(chunk)
         ]
-        judged = [*range(sum(counts[:decoding])), *(end for _, end in heads)]
-        logits = self.target.lm_head(out.hidden[self._tensor(judged)])
-        asking = [*rows[:decoding], *(row for row, _ in heads)]
-        accepted, following = self._judge(asking, lengths, logits, proposal)
-        if out.features is not None:
-            kept = [1 + a for a in accepted[:decoding]] + chunks
-            for row, part, count, keep in zip(
-                rows, out.features.split(counts), counts, kept, strict=True
-            ):
-                row.pending.append(part if keep == count else part[:keep].clone())
+        verified = sum(counts[:decoding])
+        accepted, following = self._judge(rows[:decoding], lengths, out.hidden[:verified], proposal)
+        following += self._first_tokens(heads, out.hidden)
+        if self.drafter is not None:
+            kept = [1 + a for a in accepted] + chunks
+            self._keep_features(rows, out, counts, kept)
         return accepted, following
+
+    def _keep_features(
+        self, rows: Sequence[Running], out: TargetOutput, counts: list[int], kept: list[int]
+    ) -> None:
+        """Leave with each row the features of the first ``kept`` of its tokens."""
+        features = out.hidden[:, :0] if out.features is None else out.features
+        for row, part, keep in zip(rows, features.split(counts), kept, strict=True):
+            row.pending.append(part[:keep])
 
     @property
     def feature_layers(self) -> tuple[int, ...]:
         return self.drafter.feature_layers if self.drafter else ()
 
     def _judge(
-        self, rows: list[Running], lengths: list[int], logits: Tensor, proposal: Proposal | None
+        self,
+        rows: Sequence[Running],
+        lengths: list[int],
+        hidden: Tensor,
+        proposal: Proposal | None,
     ) -> tuple[list[int], list[int]]:
+        """Accepted drafts and next token of each decoding row."""
         if not rows:
             return [], []
-        new = len(rows) - len(lengths)
-        counts = [1 + length for length in lengths] + [1] * new
-        cu_rows = self._tensor([0, *accumulate(counts)])
+        logits = self.target.lm_head(hidden)
+        cu_rows = self._tensor([0, *accumulate(1 + length for length in lengths)])
         drawn = self._uniforms(rows)
         if proposal is None:
-            tokens = torch.empty((len(rows), 0), dtype=torch.long, device=self.device)
+            tokens = cu_rows.new_empty((len(rows), 0))
             draft_logits = logits.new_empty((len(rows), 0, logits.shape[1]))
         else:
             tokens, draft_logits = proposal.tokens, proposal.logits
-            tokens = torch.cat((tokens, tokens.new_zeros(new, tokens.shape[1])))
         accept = drawn[:, self.gamma : self.gamma + tokens.shape[1]]
         drafts = Drafts(tokens, draft_logits, accept, drawn[:, -1])
         verdict = verify(logits, cu_rows, drafts, self._temperatures(rows))
         return verdict.accepted.tolist(), verdict.next_tokens.tolist()
+
+    def _first_tokens(self, heads: list[tuple[Running, int]], hidden: Tensor) -> list[int]:
+        """What follows each finished prompt; ``heads`` pairs a row with its last token's index."""
+        if not heads:
+            return []
+        rows = [row for row, _ in heads]
+        logits = self.target.lm_head(hidden[self._tensor([end for _, end in heads])]).float()
+        sampler = Sampler(self._temperatures(rows), self._uniforms(rows)[:, -1:])
+        return sampler(0, logits).tolist()
 
     def move(self, source: int, destination: int, row: Running) -> None:
         """Copy what is cached of ``row`` from one slot over another."""
