@@ -71,7 +71,7 @@ def from_azure(frame: pd.DataFrame, name: str) -> RequestTable:
     return RequestTable(
         source=name,
         origin=Origin("published", f"Azure LLM inference trace {year}, CC-BY-4.0; {paper}"),
-        arrival_s=((stamps - stamps.min()) / pd.Timedelta(seconds=1)).to_numpy(np.float64),
+        arrival_s=np.asarray((stamps - stamps.min()) / pd.Timedelta(seconds=1), np.float64),
         prompt_tokens=_tokens(frame, "ContextTokens", name),
         output_tokens=_tokens(frame, "GeneratedTokens", name),
     )

@@ -125,6 +125,26 @@ def _superposed(
     return replace(unsorted, **(merged | {"arrival_s": every[order]}), notes=(*table.notes, note))
 
 
+def closed_loop(table: RequestTable, users: int, think_s: float, seed: int = 0) -> RequestTable:
+    """The table's requests, in order, sent by ``users`` users who take turns.
+
+    User u sends requests u, u + users, ...: each an exponential think time of mean ``think_s``
+    (0: at once) after the end of the last. Users begin at even random times in one ``think_s``.
+    """
+    if users < 1 or not think_s >= 0:
+        raise ValueError(f"users={users}, think_s={think_s:g}; at least 1 user and 0 s are needed")
+    rng = generator(np.random.SeedSequence(seed), 0)
+    turn, user = np.divmod(np.arange(table.requests), users)
+    begins_s = np.sort(rng.uniform(0, think_s, users))
+    return replace(
+        table,
+        arrival_s=begins_s[user] + turn * think_s,
+        session=user.astype(np.int32),
+        think_s=rng.exponential(think_s, table.requests).astype(np.float32),
+        notes=(*table.notes, f"closed loop of {users} users, think time {think_s:g} s"),
+    )
+
+
 def clipped(table: RequestTable, context_tokens: int) -> RequestTable:
     """Prompts cut so that prompt + output fit ``context_tokens``, as a serving front end does.
 

@@ -116,7 +116,7 @@ def agentic() -> ClosedScenario:
         summary=_first_line(agentic.__doc__),
         fitted_to="710 coding-agent sessions of kv-cache-tester (Apache-2.0)",
         sessions=AgentSessions(
-            kinds, _curve(fit["new_tokens"]), resets, _curve(fit["think_s"], levels)
+            kinds, _curve(fit["new_tokens"]), resets, _curve(fit["think_s"], fit["think_levels"])
         ),
         output=_curve(fit["output"]),
         domains=AGENT,
@@ -162,22 +162,25 @@ def generate(
     rate_rps: float | None = None,
     method: Method = "time_scale",
     users: int | None = None,
+    start_s: float = 0.0,
 ) -> RequestTable:
     """``requests`` requests of a named scenario, at a mean rate or, closed loop, for some users.
 
-    Raises ValueError for an unknown name and for a rate given to a closed loop or users to an open
-    one.
+    ``start_s`` begins that far into the day or week of a diurnal scenario. Raises ValueError for
+    an unknown name, and for a rate or start given to a closed loop or users to an open one.
     """
     chosen = scenario(name)
     if requests < 1:
         raise ValueError(f"requests={requests}; at least 1 is needed")
     if isinstance(chosen, ClosedScenario):
-        if rate_rps is not None:
-            raise ValueError(f"{name} is a closed loop: give a number of users, not a rate")
+        if rate_rps is not None or start_s:
+            raise ValueError(
+                f"{name} is a closed loop: give a number of users, not a rate or start"
+            )
         return chosen.generate(requests, seed, DEFAULT_USERS if users is None else users)
     if users is not None:
         raise ValueError(f"{name} is an open loop: give a rate, not a number of users")
-    return chosen.generate(requests, seed, rate_rps, method)
+    return chosen.generate(requests, seed, rate_rps, method, start_s)
 
 
 def _single(
