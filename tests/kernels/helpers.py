@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -60,3 +61,18 @@ def move(value: object, device: torch.device) -> object:
     if isinstance(value, (SequentialHead, DraftLaw)):
         return type(value)(*(move(part, device) for part in value))
     return value
+
+
+def far_rows(rows: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros [rows, width] whose last rows lie beyond what 32 bits can address.
+
+    On the CPU the untouched pages of such an array cost no memory.
+    """
+    stride = 2**31 // (rows - 1) + 16
+    count = (rows - 1) * stride + width
+    if device.type == "cuda":
+        flat = torch.zeros(count, dtype=dtype, device=device)
+    else:
+        kind = np.uint16 if dtype == torch.bfloat16 else np.uint32
+        flat = torch.from_numpy(np.zeros(count, kind)).view(dtype)
+    return flat.as_strided((rows, width), (stride, 1))
