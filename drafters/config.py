@@ -12,6 +12,7 @@ from drafters.layers import LayerShape
 
 HEAD_TYPES = ("vanilla", "gated", "rnn")
 MODEL_TYPES = ("llama", "qwen3")
+SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,9 @@ def _check_model(raw: dict[str, Any]) -> None:
     if raw["model_type"] not in MODEL_TYPES:
         known = ", ".join(MODEL_TYPES)
         raise ValueError(f"model_type {raw['model_type']!r} is not supported; supported: {known}")
+    for key in SIZES:
+        if not isinstance(raw[key], int) or raw[key] < 1:
+            raise ValueError(f"{key} is {raw[key]!r}; it must be a positive integer")
     rope = (raw.get("rope_parameters") or {}).get("rope_type", "default")
     if rope != "default":
         raise ValueError(f"rope_type {rope!r} is not supported; supported: default")

@@ -1,0 +1,160 @@
+"""Checkpoints: what was written is read back bit for bit, and nothing wrong is ever loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import drafters
+from drafters.checkpoint import save_drafter
+from drafters.errors import UserError
+from tests.drafters.families import FAMILIES, features_of, tiny_drafter, tiny_target
+
+TARGET = tiny_target()
+
+
+def edit(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A whole DSpark checkpoint in fp32."""
+    save_drafter(tiny_drafter("dspark", TARGET), tmp_path, shares=False, dtype=None)
+    return tmp_path
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_round_trip(family: str, tmp_path: Path) -> None:
+    """fp32, embeddings included; then written again from what was read: the same bytes."""
+    drafter = tiny_drafter(family, TARGET)
+    save_drafter(drafter, tmp_path / "a", shares=False, dtype=None)
+    again = drafters.load(tmp_path / "a")
+    assert again.config == drafter.config
+    weights = again.state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in drafter.state_dict().items())
+    again.save_pretrained(tmp_path / "b")
+    for name in ("config.json", "model.safetensors"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    tokens = torch.arange(9)
+    features = features_of(TARGET, drafter, tokens[None])
+    ours, theirs = (d.draft_logits(features, tokens, 8) for d in (again, drafter))
+    assert torch.equal(ours.logits, theirs.logits)
+
+
+@pytest.mark.parametrize("family", ["rnn", "eagle3"])
+def test_shared_embeddings_come_from_the_target(family: str, tmp_path: Path) -> None:
+    drafter = tiny_drafter(family, TARGET)
+    save_drafter(drafter, tmp_path)
+    stored = load_file(tmp_path / "model.safetensors")
+    assert not stored.keys() & {"embed_tokens.weight", "lm_head.weight"}
+    assert {t.dtype for t in stored.values()} == {torch.bfloat16}
+    again = drafters.load(tmp_path, TARGET)
+    assert again.lm_head.weight.data_ptr() == TARGET.lm_head.weight.data_ptr()
+    assert again.norm.weight.dtype == torch.float32
+    with pytest.raises(UserError, match="load it with target="):
+        drafters.load(tmp_path)
+
+
+def test_truncated_file(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"model\.safetensors is truncated"):
+        drafters.load(folder)
+
+
+def test_missing_keys_are_listed(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    del weights["fc.weight"], weights["layers.1.mlp.up_proj.weight"]
+    save_file(weights, path)
+    with pytest.raises(UserError, match=r"2 keys are missing: fc\.weight, layers\.1\.mlp\.up_proj"):
+        drafters.load(folder)
+
+
+def test_wrong_shape_is_named(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    weights["norm.weight"] = torch.ones(5)
+    save_file(weights, path)
+    with pytest.raises(UserError, match=r"norm\.weight has shape \[5\], config\.json says \[32\]"):
+        drafters.load(folder)
+
+
+def test_keys_of_another_head_are_refused(folder: Path) -> None:
+    """A gated checkpoint read as a vanilla one would give wrong logits in silence."""
+    save_drafter(tiny_drafter("gated", TARGET), folder, shares=False, dtype=None)
+    edit(folder, markov_head_type="vanilla")
+    with pytest.raises(UserError, match=r"2 keys do not belong .*gate_proj"):
+        drafters.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"markov_head_type": "lstm"}, "'lstm' is unknown; known: vanilla, gated, rnn"),
+        ({"model_type": "gemma3"}, "'gemma3' is not supported; supported: llama, qwen3"),
+        ({"architectures": ["Qwen3ForCausalLM"]}, "'Qwen3ForCausalLM' is unknown; known: "),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type 'yarn' is not supported"),
+        ({"vocab_size": 41}, r"embed_tokens.weight has shape \[40, 32\]"),
+        ({"num_attention_heads": "four"}, "'four'; it must be a positive integer"),
+    ],
+)
+def test_bad_config(folder: Path, changes: dict[str, object], message: str) -> None:
+    edit(folder, **changes)
+    with pytest.raises(UserError, match=message) as caught:
+        drafters.load(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_config_key_and_bad_json(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    del config["block_size"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="key 'block_size' is missing"):
+        drafters.load(folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(UserError, match="not JSON"):
+        drafters.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"target_layer_ids": [0, 7]}, r"target layers \[7\] do not exist; the target has -1..2"),
+        ({"num_target_layers": 12}, "made for a target of 12 layers, this one has 3"),
+    ],
+)
+def test_other_target(folder: Path, changes: dict[str, object], message: str) -> None:
+    edit(folder, **changes)
+    with pytest.raises(UserError, match=message):
+        drafters.load(folder, TARGET)
+
+
+def test_other_vocabulary_or_size(folder: Path) -> None:
+    with pytest.raises(UserError, match="vocabulary 40, the target has 41"):
+        drafters.load(folder, tiny_target(41))
+
+
+def test_absent_drafter(tmp_path: Path) -> None:
+    """A path is no valid hub id, so no network is asked."""
+    with pytest.raises(UserError, match="no drafter .* not a folder, not one that ships"):
+        drafters.load(str(tmp_path / "nothing here"))
+    with pytest.raises(UserError, match=r"config\.json does not exist"):
+        drafters.load(tmp_path)
+
+
+def test_bad_requests(folder: Path) -> None:
+    drafter, tokens = drafters.load(folder, TARGET), torch.arange(6)
+    features = features_of(TARGET, drafter, tokens[None])
+    with pytest.raises(UserError, match="anchor position 0 with 6 input ids"):
+        drafter.draft_logits(features, tokens, 0)
+    with pytest.raises(UserError, match="the ids must reach position 7"):
+        drafter.draft_logits(features, tokens, 4, teacher_forced=True)
+    with pytest.raises(UserError, match=r"this drafter reads \[at least 5, 64\]"):
+        drafter.draft_logits(features[:, :4], tokens, 5)
