@@ -121,7 +121,7 @@ def write_bundle(
     """Check and write a bundle; the folder appears whole or not at all. Returns the full manifest.
 
     ``tables``: table name -> columns (see ``schema.TABLES``). ``encodings``: probability-vector
-    column -> uint8, float16 or float32. An existing folder is refused unless ``force``.
+    column -> one of ``manifest.ENCODINGS``. An existing folder is refused unless ``force``.
     """
     folder = Path(folder)
     if folder.exists() and not force:
@@ -131,6 +131,8 @@ def write_bundle(
     if unknown:
         raise BundleError(f"unknown tables {sorted(unknown)}; known: {', '.join(TABLES)}")
     coding = {**DEFAULT_ENCODINGS, **(encodings or {})}
+    if not set(coding.values()) <= ENCODINGS.keys():
+        raise BundleError(f"encodings {coding}; known: {', '.join(ENCODINGS)}")
     built = {
         name: build_table(name, columns, manifest.gamma, coding) for name, columns in tables.items()
     }

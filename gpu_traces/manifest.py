@@ -11,6 +11,7 @@ from gpu_traces.schema import SCHEMA_VERSION, Origin
 
 ENCODINGS = {
     "uint8": "round(255 p); absolute error at most 0.2 %",
+    "levels32": "as uint8, but only 32 equally spaced levels; absolute error at most 1.8 %",
     "float16": "nearest half float; relative error at most 0.05 %",
     "float32": "nearest single float",
 }

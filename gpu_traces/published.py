@@ -90,9 +90,7 @@ def published_traces(
     ``responses`` per domain of ``response_tokens`` on average. ``calibrated=False`` gives the raw,
     over-confident confidences. Equal arguments give equal bytes.
     """
-    if name not in _TRACES:
-        raise ValueError(f"unknown published traces {name!r}; known: {', '.join(trace_names())}")
-    rates, citation = _TRACES[name]()
+    rates, citation = _source(name)
     gamma = len(next(iter(rates.values())))
     means = solve_means(tuple(rates.values()), Difficulty())
     traces = draw_traces(tuple(rates), means, Difficulty(), responses, response_tokens, seed)
@@ -104,6 +102,17 @@ def published_traces(
         origin=Origin("published", f"{citation}; responses generated to fit, seed {seed}"),
         confidence=calibrate(raw, scales),
     )
+
+
+def trace_rates(name: str) -> Rates:
+    """The source's conditional acceptance: domain -> one rate per position."""
+    return _source(name)[0]
+
+
+def _source(name: str) -> tuple[Rates, str]:
+    if name not in _TRACES:
+        raise ValueError(f"unknown published traces {name!r}; known: {', '.join(trace_names())}")
+    return _TRACES[name]()
 
 
 def raw_confidence(q: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

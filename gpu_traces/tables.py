@@ -18,6 +18,7 @@ from gpu_traces.schema import STEP_MODES, TABLES, Column
 Columns = Mapping[str, Any] | pd.DataFrame
 
 VECTOR_TYPES = {"uint8": pa.uint8(), "float16": pa.float16(), "float32": pa.float32()}
+LEVELS = {"uint8": 255, "levels32": 31}
 DEFAULT_ENCODINGS = {"confidence": "float16", "alpha": "uint8", "max_prob": "uint8"}
 
 
@@ -61,8 +62,9 @@ def _encode(values: npt.NDArray[Any], gamma: int, encoding: str) -> pa.Array:
     if values.ndim != 2 or values.shape[1] != gamma:
         raise ValueError(f"shape {values.shape}, must be [rows, {gamma}]")
     refuse_outside(values, 0.0, 1.0)
-    if encoding == "uint8":
-        flat = np.round(values * np.float32(255)).astype(np.uint8)
+    if encoding in LEVELS:
+        step = np.float32(LEVELS[encoding])
+        flat = np.round(np.round(values * step) * (255 / step)).astype(np.uint8)
     else:
         flat = values.astype(np.dtype(encoding))
     return pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel()), gamma)
