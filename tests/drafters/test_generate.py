@@ -1,0 +1,39 @@
+"""The generator: what a request is answered never depends on what runs beside it."""
+
+import torch
+
+from drafters.generate import Generator, Response
+from drafters.layers import LayerShape
+from drafters.target import Target
+
+SHAPE = LayerShape(32, 64, 4, 2, 8, 1e-5, 10000.0, qk_norm=True)
+
+
+def queue() -> list[Response]:
+    prompts = [[3, 1, 4], [1, 5, 9, 2, 6, 5], [35], [8, 9, 7, 9]] * 3
+    return [Response(f"r{i}", "d", "s", float(i % 2), p) for i, p in enumerate(prompts)]
+
+
+def answers(slots: int, seed: int = 0) -> dict[str, list[int]]:
+    torch.manual_seed(0)
+    target = Target(SHAPE, 3, 50).eval().requires_grad_(False)
+    generator = Generator(target, frozenset({7}), slots, max_new=24, seed=seed)
+    return {r.name: r.response_tokens for r in generator.run(queue())}
+
+
+def test_answers_do_not_depend_on_the_batch() -> None:
+    one, many = answers(slots=1), answers(slots=5)
+    assert one == many
+    assert len(one) == 12
+
+
+def test_sampled_answers_change_with_the_seed_and_greedy_ones_do_not() -> None:
+    a, b = answers(4, seed=0), answers(4, seed=1)
+    assert all(a[f"r{i}"] == b[f"r{i}"] for i in range(0, 12, 2))
+    assert any(a[f"r{i}"] != b[f"r{i}"] for i in range(1, 12, 2))
+
+
+def test_answers_end_at_the_stop_token_or_the_limit() -> None:
+    for tokens in answers(slots=3).values():
+        assert 7 not in tokens[:-1]
+        assert tokens[-1] == 7 or len(tokens) == 24
