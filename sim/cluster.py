@@ -52,6 +52,7 @@ class Cluster:
         self.patience_s = world.lines_f[:, DEADLINE] - workload.arrival_s
         self.think_s = workload.think_s
         self.next_turn, opening = _turns(workload.session)
+        self.has_turns = opening.size < workload.requests
         self.pending = opening
         self.due_s = workload.arrival_s[opening]
         self.taken = 0
@@ -98,6 +99,8 @@ class Cluster:
         self.left -= requests.size
         if self.concurrency:
             self._release(min(requests.size, self.pending.size - self.taken))
+        if not self.has_turns:
+            return
         for request in requests[self.next_turn[requests] >= 0]:
             following = int(self.next_turn[request])
             self.env.process(self._later(following, float(self.think_s[following])))
@@ -117,6 +120,8 @@ class Cluster:
         self._arrive(np.array([request]))
 
     def _release(self, count: int) -> None:
+        if not count:
+            return
         first, self.taken = self.taken, self.taken + count
         self._arrive(self.pending[first : self.taken])
 
@@ -128,14 +133,18 @@ class Cluster:
         self._route(requests)
 
     def _route(self, requests: Ints) -> None:
-        if not requests.size:
+        if len(self.replicas) == 1:
+            self._give(0, requests)
             return
         chosen = self.router.choose(self.replicas, requests)
-        for index in np.unique(chosen).tolist():
-            self.replicas[index].enqueue(requests[chosen == index])
-            event = self.sleeping.pop(index, None)
-            if event is not None:
-                event.succeed()
+        for index in set(chosen.tolist()):
+            self._give(index, requests[chosen == index])
+
+    def _give(self, index: int, requests: Ints) -> None:
+        self.replicas[index].enqueue(requests)
+        event = self.sleeping.pop(index, None)
+        if event is not None:
+            event.succeed()
 
     def waiting(self) -> int:
         """Requests in the replicas' queues."""

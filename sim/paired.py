@@ -46,7 +46,7 @@ def batch_means(values: Floats, batches: int = BATCHES) -> Floats:
 
 
 def paired_table(requests: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
-    """Every policy against the first: mean difference of E2E and TPOT, seconds (below 0: faster)."""
+    """Every policy against the first: mean difference of E2E and TPOT, seconds (< 0: faster)."""
     labels = list(requests)
     rows = []
     for label in labels[1:]:

@@ -48,6 +48,7 @@ STEP_COLUMNS = {
     "output_tokens": state.S_OUTPUT,
     "queue_length": state.S_QUEUE,
     "context_tokens": state.S_CONTEXT,
+    "kv_blocks": state.S_KV_BLOCKS,
     "ended_requests": state.S_ENDED,
 }
 

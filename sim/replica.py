@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,45 +16,17 @@ from gpu_traces.schema import AcceptanceTraces
 from policies.base import Policy, StepOutcome, VerifyPlan, VerifyState
 from policies.cost import CostTable
 from policies.harness import check_plan
-from sim import kernels
-from sim.state import (
-    ANCHOR,
-    CONTEXT,
-    CONTEXT_SUM,
-    COUNTS,
-    DECODING,
-    DOMAIN,
-    DRAFT_CONTEXT,
-    DRAFTED,
-    DRAFTING,
-    ENDED,
-    FLOAT_FIELDS,
-    FREE_BLOCKS,
-    FREE_SLOTS,
-    GENERATED,
-    HEAD,
-    INT_FIELDS,
-    LONGEST,
-    OUTSTANDING,
-    PREFILL_ENDS,
-    PREFILL_TOKENS,
-    PROMPT,
-    REFILL,
-    ROWS,
-    SLO_CLASS,
-    SLOT,
-    STALLS,
-    STEP,
-    STEP_INTS,
-    TAIL,
-    Floats,
-    Ints,
-    successors,
-)
+from sim import admission, commit
+from sim import state as s
+from sim.state import PREFILL_MODES, Floats, Ints, successors
 
-PREFILL_MODES = ("chunked", "separate", "none")
 UNLIMITED_BLOCKS = 1 << 40
-NO_DRAFT = np.empty(0, dtype=np.int64)
+RECORD_STEPS = 256
+"""Steps between two looks at whether the record arrays have room."""
+ALL = np.empty(0, dtype=np.int64)
+"""Stands for "draft all gamma" in the kernels."""
+NOTHING = VerifyPlan(ALL, None, False)
+"""The plan of a step without decoding requests."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,234 +98,235 @@ class Replica:
     ) -> None:
         self.env, self.index, self.world, self.source = env, index, world, source
         self.policy, self.cost = policy, cost
-        self._allocate(world.config, world.traces, policy)
-        self._noise = _noise(world, np.random.default_rng(seed))
-        self._pushes = 0
+        self.learns = type(policy).observe is not Policy.observe
+        self.clock = StepClock(world, np.random.default_rng(seed))
+        self._allocate_rows(world.config, world.traces.gamma)
+        self._allocate_policy(world.traces.gamma)
+        self._allocate_records(world.traces)
+        self.view = View(self)
+        self._steps = self._pushes = 0
 
-    def _allocate(self, config: EngineConfig, traces: AcceptanceTraces, policy: Policy) -> None:
-        slots, gamma = config.max_requests, traces.gamma
-        self.rows_i = np.zeros((INT_FIELDS, slots), dtype=np.int64)
-        self.rows_f = np.zeros((FLOAT_FIELDS, slots))
-        self.counts = np.zeros(COUNTS, dtype=np.int64)
-        self.counts[FREE_SLOTS], self.counts[FREE_BLOCKS] = slots, config.blocks
-        self.slots = np.arange(slots)[::-1].copy()
-        self.queue = np.zeros(4 * slots, dtype=np.int64)
-        self.counts[HEAD] = self.counts[TAIL] = slots
-        self.ring = np.ones((policy.lag + 1, slots, gamma))
-        self.limits = np.array(
-            [
-                slots,
-                config.max_step_tokens,
-                config.block_tokens,
-                1 + gamma,
-                PREFILL_MODES.index(config.prefill),
-                gamma,
-                self.world.mean_output_tokens,
-            ]
+    def _allocate_rows(self, config: EngineConfig, gamma: int) -> None:
+        rows = config.max_requests
+        self.rows_i = np.zeros((s.INT_FIELDS, rows), dtype=np.int64)
+        self.rows_f = np.zeros((s.FLOAT_FIELDS, rows))
+        self.counts = np.zeros(s.COUNTS, dtype=np.int64)
+        self.counts[s.FREE_SLOTS], self.counts[s.FREE_BLOCKS] = rows, config.blocks
+        self.slots = np.arange(rows)[::-1].copy()
+        self.queue = np.zeros(4 * rows, dtype=np.int64)
+        self.counts[s.HEAD] = self.counts[s.TAIL] = rows
+        self.limits = np.zeros(s.LIMITS, dtype=np.int64)
+        self.limits[s.MAX_REQUESTS], self.limits[s.MAX_TOKENS] = rows, config.max_step_tokens
+        self.limits[s.BLOCK_TOKENS], self.limits[s.TOTAL_BLOCKS] = (
+            config.block_tokens,
+            config.blocks,
         )
-        self.current = np.zeros((slots, gamma))
-        self.lagged = np.zeros((slots, gamma)) if policy.lag else self.current
-        self.fresh = np.zeros(slots, dtype=np.bool_)
-        self.finished = np.zeros(slots, dtype=np.bool_)
-        self.slack_s = np.zeros(slots)
-        self.tpot_target_s = np.array(config.tpot_target_s)
-        self.accepted = np.zeros(slots, dtype=np.int64)
-        self.ended_now = np.zeros(slots, dtype=np.int64)
-        self.keep = np.zeros(slots, dtype=np.int64)
+        self.limits[s.GROWTH] = 1 + gamma
+        self.limits[s.MODE] = PREFILL_MODES.index(config.prefill)
+        self.limits[s.MEAN_OUTPUT] = self.world.mean_output_tokens
+
+    def _allocate_policy(self, gamma: int) -> None:
+        rows = self.world.config.max_requests
+        self.ring = np.ones((self.policy.lag + 1, rows, gamma))
+        self.current = np.zeros((rows, gamma))
+        self.lagged = np.zeros((rows, gamma)) if self.policy.lag else self.current
+        self.fresh, self.finished = np.zeros(rows, dtype=np.bool_), np.zeros(rows, dtype=np.bool_)
+        self.slack_s = np.zeros(rows)
+        self.tpot_target_s = np.array(self.world.config.tpot_target_s)
+        self.accepted = np.zeros(rows, dtype=np.int64)
+
+    def _allocate_records(self, traces: AcceptanceTraces) -> None:
+        rows, block = self.world.config.max_requests, traces.gamma + 1
         self.successor = successors(traces)
-        self.outcomes = np.zeros((len(traces.domains), gamma + 1, gamma + 1), dtype=np.int64)
-        self.steps_i = np.zeros((1024, STEP_INTS), dtype=np.int32)
-        self.steps_f = np.zeros((1024, 2))
-        self.stalls_i = np.zeros((1024 + slots, 2), dtype=np.int64)
-        self.stalls_f = np.zeros(1024 + slots)
-        self._view = _View(self)
+        self.outcomes = np.zeros((len(traces.domains), block, block), dtype=np.int64)
+        self.steps_i = np.zeros((RECORD_STEPS, s.STEP_INTS), dtype=np.int32)
+        self.steps_f = np.zeros((RECORD_STEPS, 2))
+        self.stalls_i = np.zeros((RECORD_STEPS * rows, 2), dtype=np.int64)
+        self.stalls_f = np.zeros(RECORD_STEPS * rows)
+        self.ended, self.keep = np.zeros(rows, dtype=np.int64), np.zeros(rows, dtype=np.int64)
 
     def enqueue(self, requests: Ints) -> None:
         """Append arrived requests to the waiting line."""
-        tail = int(self.counts[TAIL])
-        if tail + requests.size > self.queue.size:
-            tail = self._make_room(requests.size)
-        self.queue[tail : tail + requests.size] = requests
-        self.counts[TAIL] = tail + requests.size
-        prompts = int(self.world.lines_i[requests, PROMPT].sum())
-        self.counts[OUTSTANDING] += prompts + self.world.mean_output_tokens * requests.size
+        if self.counts[s.TAIL] + requests.size > self.queue.size:
+            self._make_room(requests.size)
+        commit.enqueue(requests, self.queue, self.counts, self.limits, self.world.lines_i)
 
-    def _make_room(self, wanted: int) -> int:
+    def _make_room(self, wanted: int) -> None:
         """Move the line to the front, keeping room for every running request to return to it."""
-        waiting = self.queue[self.counts[HEAD] : self.counts[TAIL]].copy()
+        waiting = self.queue[self.counts[s.HEAD] : self.counts[s.TAIL]].copy()
         front = self.world.config.max_requests
         size = front + 2 * (waiting.size + wanted)
         if size > self.queue.size:
             self.queue = np.zeros(size, dtype=np.int64)
         self.queue[front : front + waiting.size] = waiting
-        self.counts[HEAD], self.counts[TAIL] = front, front + waiting.size
-        return front + waiting.size
+        self.counts[s.HEAD], self.counts[s.TAIL] = front, front + waiting.size
 
     def run(self) -> Generator[simpy.Event, Any, None]:
         """The SimPy process: steps back to back while there is work, then wait for some."""
-        env = self.env
+        env, source = self.env, self.source
+        source.deliver(env.now)
         while True:
-            self.source.deliver(env.now)
-            if not self.admit(env.now):
-                yield self.source.idle(self)
-                continue
             start_s = env.now
+            if not self.admit(start_s):
+                yield source.idle(self)
+                continue
             plan, step_time_s = self.plan(start_s)
             yield env.timeout(step_time_s)
-            self.source.deliver(env.now)  # arrivals of the step were routed on the loads it had
+            source.deliver(env.now)  # what arrived meanwhile is routed on the loads of then
             self.advance(plan, start_s, env.now)
 
     def admit(self, now_s: float) -> bool:
         """Fill the step with requests; False when there is nothing to run."""
         first = self.policy.first_draft
-        self.limits[kernels.FIRST_DRAFT] = self.current.shape[1] if first is None else first
-        kernels.admit(
-            self.rows_i, self.rows_f, self.world.lines_i, self.world.lines_f, self.counts,
-            self.slots, self.queue, self.ring, self.limits, self.ended_now, now_s, self.index,
-        )  # fmt: skip
-        self._tell_ended(now_s)
-        return bool(self.counts[ROWS])
+        self.limits[s.FIRST_DRAFT] = self.current.shape[1] if first is None else first
+        while True:
+            admission.begin(
+                self.rows_i, self.rows_f, self.world.lines_i, self.world.lines_f, self.counts,
+                self.slots, self.queue, self.ring, self.limits, self.ended,
+                self.world.traces.confidence, self._pushes, self.current, self.lagged, self.fresh,
+                self.slack_s, self.tpot_target_s, now_s, self.index,
+            )  # fmt: skip
+            if not self._tell_ended(now_s):  # who left may have made room or sent a successor
+                return bool(self.counts[s.ROWS])
 
     def plan(self, now_s: float) -> tuple[VerifyPlan, float]:
         """Ask the policy, and let the world say how long that step takes."""
-        counts = self.counts
-        policy = self.policy
-        if not counts[DECODING]:
-            return VerifyPlan(NO_DRAFT, None, False), self._prefill_time_s()
-        kernels.present(
-            self.rows_i, self.rows_f, counts, self.limits, self.world.traces.confidence, self.ring,
-            policy.lag, self._pushes, self.current, self.lagged, self.fresh, self.slack_s,
-            self.tpot_target_s, now_s,
-        )  # fmt: skip
+        counts = self.counts.tolist()
+        if not counts[s.DECODING]:
+            return NOTHING, self.clock.step_time_s(counts, 0, False)
         self._pushes += 1
-        state = self._view.state(now_s)
-        plan = policy.plan(state)
+        state = self.view.state(counts, now_s)
+        plan = self.policy.plan(state)
         if self.world.config.check:
-            check_plan(policy, state, plan)
-        return plan, self._step_time_s(int(plan.lengths.sum()), plan.adaptive)
-
-    def _prefill_time_s(self) -> float:
-        counts, latency = self.counts, self.world.latency
-        tokens, context = int(counts[PREFILL_TOKENS]), int(counts[CONTEXT_SUM])
-        self._check_context(context)
-        return latency.step_time_s(0, 0, tokens, context) * next(self._noise)
-
-    def _step_time_s(self, budget: int, adaptive: bool) -> float:
-        counts, latency = self.counts.tolist(), self.world.latency
-        context = counts[CONTEXT_SUM]
-        self._check_context(context)
-        seconds = latency.step_time_s(
-            counts[DRAFTING],
-            counts[LONGEST],
-            counts[DECODING] + counts[PREFILL_TOKENS] + budget,
-            context,
-            adaptive,
-            counts[DRAFT_CONTEXT],
-        )
-        return (seconds + latency.refill_s * counts[REFILL]) * next(self._noise)
-
-    def _check_context(self, context_tokens: int) -> None:
-        if context_tokens > self.world.latency.max_context_tokens:
-            self.world.latency.check_range(0, 0, context_tokens, self.world.config.extrapolate)
+            check_plan(self.policy, state, plan)
+        return plan, self.clock.step_time_s(counts, int(plan.lengths.sum()), plan.adaptive)
 
     def advance(self, plan: VerifyPlan, start_s: float, now_s: float) -> None:
         """Commit the step: tokens, records, ends; then tell the policy and the source."""
-        counts, view = self.counts, self._view
-        step = int(counts[STEP])
-        self._grow_records(step)
-        self.steps_f[step, 0], self.steps_f[step, 1] = start_s, now_s
-        kernels.advance(
-            self.rows_i, self.rows_f, self.world.lines_i, self.world.lines_f, counts, self.slots,
-            self.limits, plan.lengths, NO_DRAFT if plan.draft is None else plan.draft,
+        step = self._steps
+        if step % RECORD_STEPS == 0:
+            self._grow_records()
+        self._steps = step + 1
+        self.steps_f[step] = start_s, now_s
+        commit.advance(
+            self.rows_i, self.rows_f, self.world.lines_i, self.world.lines_f, self.counts,
+            self.slots, self.limits, plan.lengths, ALL if plan.draft is None else plan.draft,
             self.world.traces.accepted, self.world.traces.first_anchor, self.successor,
-            self.accepted, self.finished, self.ended_now, self.outcomes, self.steps_i,
+            self.accepted, self.finished, self.ended, self.outcomes, self.steps_i,
             self.stalls_i, self.stalls_f, start_s, now_s, self.index,
         )  # fmt: skip
-        if plan.lengths.size:
-            self.policy.observe(view.outcome(plan, step, now_s - start_s))
-        if counts[ENDED]:
-            kernels.compact(self.rows_i, self.rows_f, counts, self.finished, self.keep)
+        if self.learns and plan.lengths.size:
+            self.policy.observe(self.view.outcome(plan, step, now_s - start_s))
+        if self.counts[s.ENDED]:
+            commit.compact(self.rows_i, self.rows_f, self.counts, self.finished, self.keep)
             self._tell_ended(now_s)
 
-    def _tell_ended(self, now_s: float) -> None:
-        ended = int(self.counts[ENDED])
+    def _tell_ended(self, now_s: float) -> bool:
+        ended = int(self.counts[s.ENDED])
         if ended:
-            self.source.ended(self, self.ended_now[:ended], now_s)
+            self.source.ended(self, self.ended[:ended], now_s)
+        return ended > 0
 
-    def _grow_records(self, step: int) -> None:
-        if step == self.steps_f.shape[0]:
-            self.steps_i = np.concatenate([self.steps_i, np.zeros_like(self.steps_i)])
-            self.steps_f = np.concatenate([self.steps_f, np.zeros_like(self.steps_f)])
-        if self.counts[STALLS] + self.finished.size > self.stalls_f.size:
-            self.stalls_i = np.concatenate([self.stalls_i, np.zeros_like(self.stalls_i)])
-            self.stalls_f = np.concatenate([self.stalls_f, np.zeros_like(self.stalls_f)])
+    def _grow_records(self) -> None:
+        """Make room for the next ``RECORD_STEPS`` steps."""
+        if self._steps + RECORD_STEPS > self.steps_f.shape[0]:
+            self.steps_i, self.steps_f = _doubled(self.steps_i), _doubled(self.steps_f)
+        if self.counts[s.STALLS] + RECORD_STEPS * self.finished.size > self.stalls_f.size:
+            self.stalls_i, self.stalls_f = _doubled(self.stalls_i), _doubled(self.stalls_f)
 
 
-class _View:
-    """Read-only windows on a replica's arrays, cut to the decoding rows for each call."""
+class StepClock:
+    """How long steps take: the latency model, with its noise."""
+
+    def __init__(self, world: World, rng: np.random.Generator) -> None:
+        self.model, self.extrapolate = world.latency, world.config.extrapolate
+        self.verify_s: list[float] = world.latency.verify_s.tolist()
+        self.draft_s: list[list[float]] = world.latency.draft_s.tolist()
+        self.spread = world.latency.spread if world.config.spread else 0.0
+        self.noise = self._noise(rng)
+
+    def step_time_s(self, counts: list[int], budget: int, adaptive: bool) -> float:
+        """Seconds of a step that verifies ``budget`` drafts (``LatencyModel``'s formula)."""
+        model, context = self.model, counts[s.CONTEXT_SUM]
+        if context > model.max_context_tokens:
+            model.check_range(0, 0, context, self.extrapolate)
+        tokens = counts[s.DECODING] + counts[s.PREFILL_TOKENS] + budget
+        seconds = model.overhead_s + self.verify_s[tokens] + model.context_s * context
+        if counts[s.DECODING] and counts[s.LONGEST]:
+            seconds += self.draft_s[counts[s.LONGEST]][counts[s.DRAFTING]]
+            seconds += model.draft_context_s * counts[s.DRAFT_CONTEXT]
+            seconds += model.refill_s * counts[s.REFILL]
+        if adaptive:
+            seconds += model.adaptive_s
+        return seconds * next(self.noise)
+
+    def _noise(self, rng: np.random.Generator) -> Generator[float, None, None]:
+        """Factors on the median step time, drawn in blocks."""
+        if not self.spread:
+            yield from repeat(1.0)
+        while True:
+            yield from np.exp(self.spread * rng.standard_normal(1024)).tolist()
+
+
+class View:
+    """Read-only windows on a replica's arrays, cut to the decoding rows."""
 
     def __init__(self, replica: Replica) -> None:
         self.replica = replica
         rows = replica.rows_i
-        self.slots, self.context = _read_only(rows[SLOT]), _read_only(rows[CONTEXT])
-        self.drafted, self.generated = _read_only(rows[DRAFTED]), _read_only(rows[GENERATED])
-        self.domain, self.slo_class = _read_only(rows[DOMAIN]), _read_only(rows[SLO_CLASS])
-        self.current, self.lagged = _read_only(replica.current), _read_only(replica.lagged)
-        self.fresh, self.slack_s = _read_only(replica.fresh), _read_only(replica.slack_s)
+        fields = (s.DRAFTED, s.SLOT), (s.CONTEXT, s.GENERATED, s.DOMAIN, s.SLO_CLASS)
+        self._seen = [
+            _read_only(array)
+            for array in (
+                replica.current,
+                replica.lagged,
+                *(rows[field] for field in fields[0]),
+                replica.fresh,
+                *(rows[field] for field in fields[1]),
+                replica.slack_s,
+            )
+        ]
         self.accepted, self.finished = _read_only(replica.accepted), _read_only(replica.finished)
+        self._cuts: dict[int, list[npt.NDArray[Any]]] = {}
 
-    def state(self, now_s: float) -> VerifyState:
+    def _cut(self, rows: int) -> list[npt.NDArray[Any]]:
+        """The windows' first rows; kept, since the same few counts come again and again."""
+        if rows not in self._cuts:
+            self._cuts[rows] = [array[:rows] for array in self._seen]
+        return self._cuts[rows]
+
+    def state(self, counts: list[int], now_s: float) -> VerifyState:
         """What the policy sees at the start of a step."""
-        replica = self.replica
-        counts = replica.counts.tolist()
-        n = counts[DECODING]
+        rows = counts[s.DECODING]
         return VerifyState(
-            counts[STEP],
+            counts[s.STEP],
             now_s,
-            self.current[:n],
-            self.lagged[:n],
-            self.drafted[:n],
-            self.slots[:n],
-            self.fresh[:n],
-            self.context[:n],
-            self.generated[:n],
-            self.domain[:n],
-            self.slo_class[:n],
-            self.slack_s[:n],
-            n + counts[PREFILL_TOKENS],
-            n + counts[PREFILL_ENDS],
-            counts[TAIL] - counts[HEAD],
-            replica.cost,
-            self._truth(n) if replica.policy.analysis_only else None,
+            *self._cut(rows),
+            rows + counts[s.PREFILL_TOKENS],
+            rows + counts[s.PREFILL_ENDS],
+            counts[s.TAIL] - counts[s.HEAD],
+            self.replica.cost,
+            self._truth(rows) if self.replica.policy.analysis_only else None,
         )
 
-    def _truth(self, n: int) -> Ints:
+    def _truth(self, rows: int) -> Ints:
         recorded = self.replica.world.traces.accepted
-        return recorded[self.replica.rows_i[ANCHOR, :n]].astype(np.int64)
+        truth: Ints = recorded[self.replica.rows_i[s.ANCHOR, :rows]].astype(np.int64)
+        return truth
 
     def outcome(self, plan: VerifyPlan, step: int, step_time_s: float) -> StepOutcome:
         """What the policy learns after the step, rows as they were when it planned."""
-        n = plan.lengths.size
-        return StepOutcome(
-            step,
-            self.slots[:n],
-            plan.lengths,
-            self.accepted[:n],
-            self.current[:n],
-            self.finished[:n],
-            step_time_s,
-        )
+        rows = plan.lengths.size
+        current, _, _, slots, *_ = self._cut(rows)
+        accepted, finished = self.accepted[:rows], self.finished[:rows]
+        return StepOutcome(step, slots, plan.lengths, accepted, current, finished, step_time_s)
+
+
+def _doubled(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return np.concatenate([array, np.zeros_like(array)])
 
 
 def _read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     view = array.view()
     view.setflags(write=False)
     return view
-
-
-def _noise(world: World, rng: np.random.Generator) -> Generator[float, None, None]:
-    """Factors on the median step time, drawn in blocks."""
-    spread = world.latency.spread if world.config.spread else 0.0
-    while True:
-        block = np.exp(spread * rng.standard_normal(1024)) if spread else np.ones(1024)
-        yield from block.tolist()

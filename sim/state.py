@@ -5,6 +5,9 @@ before those still in prefill. A *line* is the same record in the table of all r
 lives before admission, after eviction and after its end. Rows are stored field by field
 (``[fields, max_requests]``: a field is contiguous, so policies get plain views), lines request by
 request (``[requests, fields]``: a request is contiguous, so moving one touches few cache lines).
+
+After a change here, delete the compiled kernels (``sim/__pycache__/*.nb?``): numba's disk cache
+watches only the file a kernel is written in.
 """
 
 from __future__ import annotations
@@ -38,13 +41,14 @@ Ints = npt.NDArray[np.int64]
     ACCEPTED,
     BLOCKS,  # KV blocks held
     PREFIX,  # leading tokens found in the prefix cache
+    GAINED,  # tokens won in the last step
     UNDRAFTED,  # tokens generated since the request last drafted
     PREEMPTIONS,
     RETRIES,
     REPLICA,
     STATUS,
-) = range(24)
-INT_FIELDS = 24
+) = range(25)
+INT_FIELDS = 25
 
 ARRIVAL, ADMITTED, FIRST_TOKEN, LAST_CHUNK, FINISH, DEADLINE, MAX_GAP = range(7)
 FLOAT_FIELDS = 7
@@ -61,6 +65,7 @@ STATUS_NAMES = ("waiting", "running", "completed", "cancelled", "timed out", "fa
     FREE_BLOCKS,
     PREFILL_TOKENS,  # of this step
     PREFILL_ENDS,  # prefills that end in this step with a first token
+    FIRST_TOKENS,  # requests that enter this step with a first token made elsewhere
     CONTEXT_SUM,  # cached tokens that this step's target pass reads
     DRAFTING,  # rows that draft in this step
     LONGEST,  # longest block they draft
@@ -71,8 +76,8 @@ STATUS_NAMES = ("waiting", "running", "completed", "cancelled", "timed out", "fa
     OUTSTANDING,  # tokens that a router counts against this replica
     STEP,
     STALLS,
-) = range(18)
-COUNTS = 18
+) = range(19)
+COUNTS = 19
 
 (
     S_REPLICA,
@@ -84,10 +89,25 @@ COUNTS = 18
     S_OUTPUT,
     S_QUEUE,
     S_CONTEXT,
-    S_FREE_BLOCKS,
+    S_KV_BLOCKS,
     S_ENDED,
 ) = range(11)
 STEP_INTS = 11
+
+(
+    MAX_REQUESTS,
+    MAX_TOKENS,  # of a step
+    BLOCK_TOKENS,
+    TOTAL_BLOCKS,
+    GROWTH,  # cached tokens that a request can gain in a step
+    MODE,  # of prefill
+    FIRST_DRAFT,  # draft tokens of a fresh request
+    MEAN_OUTPUT,  # output tokens that a router expects of a request
+) = range(8)
+LIMITS = 8
+
+CHUNKED, SEPARATE, NONE = range(3)
+PREFILL_MODES = ("chunked", "separate", "none")
 
 
 def request_table(
