@@ -32,7 +32,7 @@ def test_conditional_acceptance_matches_the_source(name: str) -> None:
     0.003: the means are solved on a finite sample); all 156 comparisons together raise a false
     alarm for fewer than one seed in 500.
     """
-    whole = published_traces(name, seed=4)
+    whole = published_traces(name, responses=150, seed=4)
     for code, rates in enumerate(trace_rates(name).values()):
         traces = one_domain(whole, code)
         difference, error = clustered_error(traces, rates)
