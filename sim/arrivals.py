@@ -4,9 +4,10 @@
 Every random variable of a process has its own child of ``seed``, so a longer draw begins with the
 shorter one: ``first(m, seed) == first(n, seed)[:m]`` for m <= n, bit for bit.
 
-CV is the coefficient of variation of the gaps between arrivals (Poisson: 1). Sources of the forms:
+CV is the coefficient of variation of the gaps between arrivals (Poisson: 1). Processes that follow
+the time of day are in ``sim.curves``; recorded arrivals are replayed from a request table. Sources:
 Gamma renewal and the client mix, ServeGen (arXiv 2505.09999); log-Gaussian Cox process, Moller et
-al. 1998; thinning, Lewis and Shedler 1979.
+al. 1998.
 """
 
 from __future__ import annotations
@@ -44,11 +45,15 @@ def generator(seed: np.random.SeedSequence, index: int) -> np.random.Generator:
 
 
 def gamma_gaps(rng: np.random.Generator, count: int, cv: float) -> Floats:
-    """Gamma distributed gaps of mean 1 and the given CV."""
-    if cv == 1.0:
-        return rng.exponential(size=count)
+    """Gamma distributed gaps of mean 1 and the given CV, seen from an arbitrary point in time.
+
+    Time 0 lies inside a gap, which is longer than most (length-biased: Gamma with shape + 1), and
+    what is left of it is a uniform share. Else bursty clients would all begin with a burst.
+    """
     shape = cv**-2
-    return rng.gamma(shape, 1.0 / shape, size=count)
+    rest = rng.gamma(shape + 1) * rng.random()
+    gaps = np.append(rest, rng.gamma(shape, size=max(count - 1, 0)))[:count]
+    return gaps / shape
 
 
 def first_of(enough: int, guess: int, draw: Callable[[int], Floats]) -> Floats:
@@ -67,7 +72,7 @@ class Renewal:
     cv: float = 1.0
 
     def __post_init__(self) -> None:
-        _positive(self, "rate_rps", "cv")
+        require_positive(self, "rate_rps", "cv")
 
     def first(self, count: int, seed: np.random.SeedSequence) -> Floats:
         return np.cumsum(gamma_gaps(generator(seed, 0), count, self.cv)) / self.rate_rps
@@ -93,7 +98,7 @@ class OnOff:
     off_cv: float
 
     def __post_init__(self) -> None:
-        _positive(self, "on_s", "on_cv", "off_s")
+        require_positive(self, "on_s", "on_cv", "off_s")
 
     @property
     def rate_rps(self) -> float:
@@ -113,41 +118,6 @@ class OnOff:
 
 
 @dataclass(frozen=True)
-class Diurnal:
-    """Poisson arrivals under a periodic rate curve, by thinning at the curve's largest rate."""
-
-    curve_rps: Floats
-    """Rate in the middle of each step of one period; linear in between, the last to the first."""
-    step_s: float
-    start_s: float = 0.0
-    """Point of the period at which time 0 lies."""
-
-    def __post_init__(self) -> None:
-        _check_curve(self.curve_rps, self.step_s)
-
-    @property
-    def rate_rps(self) -> float:
-        return float(self.curve_rps.mean())
-
-    def rate_at(self, time_s: Floats) -> Floats:
-        """The curve at any times, requests per second."""
-        steps = self.curve_rps.size
-        knots = np.arange(steps + 1, dtype=np.float64)
-        phase = ((time_s + self.start_s) / self.step_s - 0.5) % steps
-        rates: Floats = np.interp(phase, knots, np.append(self.curve_rps, self.curve_rps[0]))
-        return rates
-
-    def first(self, count: int, seed: np.random.SeedSequence) -> Floats:
-        peak = float(self.curve_rps.max())
-
-        def draw(candidates: int) -> Floats:
-            times = np.cumsum(generator(seed, 0).exponential(size=candidates)) / peak
-            return times[generator(seed, 1).random(candidates) * peak < self.rate_at(times)]
-
-        return first_of(count, int(1.05 * count * peak / self.rate_rps), draw)
-
-
-@dataclass(frozen=True)
 class Modulated:
     """Arrivals whose log rate wanders: a sum of Ornstein-Uhlenbeck processes.
 
@@ -161,7 +131,7 @@ class Modulated:
     gap_cv: float = 1.0
 
     def __post_init__(self) -> None:
-        _positive(self, "rate_rps", "gap_cv")
+        require_positive(self, "rate_rps", "gap_cv")
         if not self.components or min(min(c) for c in self.components) <= 0:
             raise ValueError(f"components {self.components} must be pairs (sigma, tau_s) above 0")
 
@@ -183,67 +153,6 @@ class Modulated:
             shock[1:] *= np.sqrt(1 - keep**2)
             log_rate += sigma * lfilter([1.0], [1.0, -keep], shock) - sigma**2 / 2
         return np.cumsum(np.exp(log_rate)) * (self.rate_rps * step_s)
-
-
-@dataclass(frozen=True)
-class Client:
-    """One client: a Gamma renewal process in operational time under a periodic rate curve.
-
-    Thinning would pull the gaps towards Poisson; stretching time by the curve keeps their CV.
-    """
-
-    curve_rps: Floats
-    """Mean rate in each step of one period."""
-    step_s: float
-    cv: float
-    start_s: float = 0.0
-    """Point of the period at which time 0 lies."""
-
-    def __post_init__(self) -> None:
-        _positive(self, "cv")
-        _check_curve(self.curve_rps, self.step_s)
-        if not self.curve_rps.min() > 0:
-            raise ValueError("a client's rate curve must stay above 0")
-
-    @property
-    def rate_rps(self) -> float:
-        return float(self.curve_rps.mean())
-
-    def first(self, count: int, seed: np.random.SeedSequence) -> Floats:
-        ends = np.cumsum(self.curve_rps) * self.step_s
-        gaps = gamma_gaps(generator(seed, 0), count, self.cv)
-        period, rest = np.divmod(self._mass_at_start(ends) + np.cumsum(gaps), ends[-1])
-        step = np.minimum(np.searchsorted(ends, rest, side="right"), ends.size - 1)
-        inside_s = (rest - np.append(0.0, ends)[step]) / self.curve_rps[step]
-        start_of_step_s = (period * self.curve_rps.size + step) * self.step_s
-        times: Floats = start_of_step_s + inside_s - self.start_s
-        return times
-
-    def _mass_at_start(self, ends: Floats) -> float:
-        """Expected arrivals from the period's beginning to ``start_s``."""
-        knots_s = np.arange(ends.size + 1) * self.step_s
-        return float(np.interp(self.start_s, knots_s, np.append(0.0, ends)))
-
-
-@dataclass(frozen=True)
-class Replay:
-    """The arrival times of a recorded trace, shifted to begin at 0."""
-
-    times_s: Floats
-
-    def __post_init__(self) -> None:
-        check_times(self.times_s, "replay")
-
-    @property
-    def rate_rps(self) -> float:
-        span_s = float(self.times_s[-1] - self.times_s[0])
-        return self.times_s.size / span_s if span_s else float("inf")
-
-    def first(self, count: int, seed: np.random.SeedSequence) -> Floats:
-        if count > self.times_s.size:
-            raise ValueError(f"the trace has {self.times_s.size} arrivals, {count} were asked for")
-        times: Floats = self.times_s[:count] - self.times_s[0]
-        return times
 
 
 def lognormal(rng: np.random.Generator, count: int, cv: float) -> Floats:
@@ -269,15 +178,9 @@ def check_times(times_s: Floats, what: str) -> None:
             raise ValueError(f"{what}: arrival {times_s[rows[0]]:g} s in row {rows[0]} {why}")
 
 
-def _positive(owner: object, *names: str) -> None:
+def require_positive(owner: object, *names: str) -> None:
+    """Refuse a process whose named parameters are not finite and above 0."""
     for name in names:
         value = getattr(owner, name)
         if not (np.isfinite(value) and value > 0):
             raise ValueError(f"{type(owner).__name__} {name}={value:g} must be above 0")
-
-
-def _check_curve(curve_rps: Floats, step_s: float) -> None:
-    if not (np.all(np.isfinite(curve_rps)) and curve_rps.size and curve_rps.min() >= 0):
-        raise ValueError("rate curve must hold finite rates of at least 0")
-    if not curve_rps.max() > 0 or not step_s > 0:
-        raise ValueError("rate curve must rise above 0 and its step must be above 0 s")

@@ -5,7 +5,7 @@ columns or the row (rows count from 0, the header not counted).
 
 azure      Azure LLM inference 2023 and 2024: TIMESTAMP, ContextTokens, GeneratedTokens.
 burstgpt   BurstGPT: Timestamp, Model, Request tokens, Response tokens (0 = failed, left out).
-mooncake   JSON lines: timestamp (ms), input_length, output_length, hash_ids (512-token blocks).
+mooncake   JSON lines, see ``sim.mooncake``.
 servegen   a ServeGen pool folder, see ``sim.servegen``.
 plain      CSV or Parquet with arrival_s, prompt_tokens, output_tokens and any optional column.
 """
@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,18 +23,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gpu_traces.schema import Origin
-from sim.arrivals import Floats, check_times, generator
+from sim.arrivals import Floats
 from sim.lengths import Tokens
+from sim.mooncake import load_mooncake
 from sim.request_table import METADATA_KEY, RequestTable
 from sim.servegen import load_servegen
 from sim.workload import SLO_CLASSES
 
-MOONCAKE_BLOCK_TOKENS = 512
-MOONCAKE_GRID_S = 3.0
 PLAIN_COLUMNS = ("arrival_s", "prompt_tokens", "output_tokens")
 AZURE_COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 BURSTGPT_COLUMNS = ("Timestamp", "Model", "Request tokens", "Response tokens")
-MOONCAKE_FIELDS = ("timestamp", "input_length", "output_length")
 
 
 def load(path: Path, seed: int = 0, origin: str | None = None) -> RequestTable:
@@ -96,31 +93,6 @@ def from_burstgpt(frame: pd.DataFrame, name: str) -> RequestTable:
         clients=tuple(map(str, models.cat.categories)),
     )
     return table.take(kept, f"{failed} failed requests left out" if failed else "")
-
-
-def load_mooncake(path: Path, seed: int = 0) -> RequestTable:
-    """A Mooncake trace; where stamps lie on the coarse grid, ties are spread over it by ``seed``.
-
-    Order is kept, so that a request still finds the prefix blocks of those before it.
-    """
-    rows = [_mooncake_row(line, i, path.name) for i, line in enumerate(_lines(path))]
-    prompts, outputs, stamps_ms = (
-        np.array([row[name] for row in rows], dtype=np.float64)
-        for name in ("input_length", "output_length", "timestamp")
-    )
-    check_times(stamps_ms / 1e3, path.name)
-    blocks = _known_blocks([row.get("hash_ids", []) for row in rows])
-    on_grid = np.count_nonzero(np.diff(stamps_ms) == 0) > len(rows) / 2
-    spread_s = generator(np.random.SeedSequence(seed), 0).uniform(0, MOONCAKE_GRID_S, len(rows))
-    return RequestTable(
-        source=path.name,
-        origin=Origin("published", "Mooncake trace, Apache-2.0; FAST 2025"),
-        arrival_s=np.sort(stamps_ms / 1e3 + spread_s) if on_grid else stamps_ms / 1e3,
-        prompt_tokens=prompts.astype(np.int32),
-        output_tokens=outputs.astype(np.int32),
-        prefix_tokens=np.minimum(blocks * MOONCAKE_BLOCK_TOKENS, prompts).astype(np.int32),
-        notes=(f"ties spread over {MOONCAKE_GRID_S:g} s (seed {seed})",) if on_grid else (),
-    )
 
 
 def load_parquet(path: Path, origin: str | None = None) -> RequestTable:
@@ -233,30 +205,3 @@ def _slo_classes(frame: pd.DataFrame, name: str) -> npt.NDArray[np.int16] | None
             f"{name}: unknown slo_class {', '.join(unknown)}; known: {', '.join(SLO_CLASSES)}"
         )
     return None if codes is None else np.array([SLO_CLASSES.index(w) for w in words])[codes]
-
-
-def _lines(path: Path) -> list[str]:
-    with path.open(encoding="utf-8") as file:
-        return [line for line in file if line.strip()]
-
-
-def _mooncake_row(line: str, row: int, name: str) -> dict[str, Any]:
-    try:
-        fields = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{name}: row {row} is not JSON ({error})") from None
-    missing = [f for f in MOONCAKE_FIELDS if f not in fields]
-    if missing:
-        needed = ", ".join(MOONCAKE_FIELDS)
-        raise ValueError(f"{name}: row {row} lacks {', '.join(missing)}; needed: {needed}")
-    return dict(fields)
-
-
-def _known_blocks(chains: list[list[int]]) -> npt.NDArray[np.int64]:
-    """Leading blocks of each chain that an earlier chain already held."""
-    seen: set[int] = set()
-    known = np.zeros(len(chains), dtype=np.int64)
-    for i, chain in enumerate(chains):
-        known[i] = next((k for k, block in enumerate(chain) if block not in seen), len(chain))
-        seen.update(chain)
-    return known

@@ -15,7 +15,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from sim.arrivals import ArrivalProcess, Diurnal, Floats, child, first_of, generator
+from sim.arrivals import ArrivalProcess, Floats, child, first_of, generator
+from sim.curves import Diurnal
 
 Method = Literal["time_scale", "thin", "superpose"]
 METHODS: tuple[Method, ...] = ("time_scale", "thin", "superpose")

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from sim.arrivals import ArrivalProcess, Client, Diurnal, Modulated, OnOff, Renewal
+from sim.arrivals import ArrivalProcess, Modulated, OnOff, Renewal
+from sim.curves import Client, Diurnal
 from sim.lengths import QuantileCurve
 from sim.request_table import RequestTable
 from sim.scaling import Method
@@ -43,7 +44,7 @@ SPLITWISE = "the Azure LLM inference trace 2023 (CC-BY-4.0; Splitwise, ISCA 2024
 
 def azure_conv() -> Scenario:
     """Chat, near Poisson inside a minute, drifting over the hour; answers in two humps."""
-    drift = Modulated(AZURE_CONV_RPS, ((0.28, 800.0), (0.23, 0.8)))
+    drift = Modulated(AZURE_CONV_RPS, ((0.25, 800.0), (0.2, 0.8)))
     return _single("azure-conv", azure_conv.__doc__, SPLITWISE, drift, CHAT, "azure-conv")
 
 

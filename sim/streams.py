@@ -13,7 +13,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from gpu_traces.schema import Origin
-from sim.arrivals import ArrivalProcess, Client, Diurnal, Floats, child, generator
+from sim.arrivals import ArrivalProcess, Floats, child, generator
+from sim.curves import Client, Diurnal
 from sim.lengths import QuantileCurve, Tokens
 from sim.request_table import Codes, RequestTable
 from sim.scaling import Method, Scaled, merged
