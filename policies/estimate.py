@@ -6,8 +6,8 @@
 undoes a wrong temperature: in each cell the acceptance rate is shrunk to the mean confidence with
 ``PRIOR_TRIALS`` pseudo-trials. ``u_r`` is the request's own offset, one Newton step from 0 of a
 logistic model with prior variance 1 / ``REQUEST_PRECISION``, sum(y - p) / (sum p (1 - p) +
-precision), over a decaying window. Position j is a trial only when it was verified and all before it were
-accepted (trimming censors the rest), and its label is "accepted".
+precision), over a decaying window. Position j is a trial only when it was verified and all before
+it were accepted (trimming censors the rest), and its label is "accepted".
 
 The estimate of position j uses c[r, j] and the past: it keeps what makes a policy non-anticipating.
 """
@@ -85,12 +85,13 @@ class AcceptanceEstimator:
 
     def admit(self, slots: Ints, fresh: Ints) -> None:
         """Make room for ``slots`` and forget who had the ``fresh`` ones before."""
-        missing = int(slots.max(initial=-1)) + 1 - self._request_odds.size
-        if missing > 0:
+        if slots.size and slots.max() >= self._request_odds.size:
+            missing = int(slots.max()) + 1 - self._request_odds.size
             self._requests = np.pad(self._requests, ((0, 0), (0, missing)))
             self._request_odds = np.pad(self._request_odds, (0, missing), constant_values=1.0)
-        self._requests[:, fresh] = 0.0
-        self._request_odds[fresh] = 1.0
+        if fresh.size:
+            self._requests[:, fresh] = 0.0
+            self._request_odds[fresh] = 1.0
 
     def survivals(self, confidences: Confidences, drafted: Ints, slots: Ints) -> Floats:
         """Estimated prefix survivals [R, gamma], 0 beyond ``drafted``."""

@@ -1,27 +1,24 @@
-"""Ours: draft only for whom it pays, verify only what pays, at the long-run price of a second.
+"""Ours: draft only for whom it pays, verify only what pays, and count progress, not tokens.
 
-Value of a step: weighted tokens - lam * seconds, with lam the running mean of weighted tokens per
-believed second (Dinkelbach: the policy that maximises this at its own lam maximises tokens per
-second). Each step decides twice:
-
-verify  B* = argmax over B of (N + sum of the B best w S) - lam * t(B), or of their ratio, with S
-        from lagged confidences corrected by history; t counts drafting, the target pass, context
-        read, and the ragged path's own cost. If no trimmed step beats verifying everything on the
-        plain path, that is taken. The B* largest *current* w S are admitted.
-draft   for the next step, (k, n) = argmax of sum over the n best requests of w G(k) - lam *
-        draft_s(k, n). G is what drafting k tokens is worth to a request after verification is
-        paid: the mean of sum over j <= k of max(0, S_j - price) over its recent blocks, shrunk to
-        its domain's mean; a request that skipped also owes lam * refill_s per missed token. Every
-        ``probe_every`` steps all draft all gamma, so that a skipped request can come back.
-
-Derivation and ablations: docs/policies.md. Sizes on values ``lag`` steps old and on outcomes, ranks
-by current ones, drafts by history: lossless.
+value   A draft of request r is worth w_r S_rj: S is the confidence corrected by outcomes
+        (``policies.estimate``); w_r is inverse to the request's recent tokens per step, because a
+        token saves a slow request a larger part of its stay. (Maximising sum of w * tokens per
+        second is proportional fairness, and the throughput of a batch whose requests must all
+        finish: docs/policies.md.) A late request may weigh more still.
+verify  Admit drafts in order of value while the step's rate can still rise, replanning against
+        the believed stairs (``policies.lookahead``). It reads current values without a lag, yet
+        each admission depends on better-ranked drafts alone: lossless.
+plain   Where verifying everything on the plain path has lately promised more than trimming on the
+        ragged one (which costs ``adaptive_s``), do that.
+draft   For the next steps, draft k tokens for n requests: the largest sum of expected worth beyond
+        the price of verification, less lam * draft_s(k, n) and refills (lam: tokens per second);
+        nobody, where that promises more. Now and then all draft, so that a request can come back.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -29,174 +26,216 @@ from numba import njit
 from policies.base import Floats, Ints, Policy, StepOutcome, VerifyPlan, VerifyState
 from policies.estimate import AcceptanceEstimator
 from policies.limits import in_range
-from policies.memory import BlockValue
+from policies.lookahead import first_shape, lookahead_budget, remember_shape
+from policies.memory import DraftWorth
 from policies.registry import register
-from policies.select import step_cost_s, survivals, top_budget
+from policies.select import draft_counts, survivals, top_budget
+
+DRAFT_EVERY = 4
+"""Steps between decisions on who drafts."""
+LONGEST_PROBE_GAP = 16
+"""Rounds of probing become up to this many times rarer while nobody drafts."""
+TRIM_RATE = 0.1
+"""Weight of the newest step in the running gain of trimming."""
 
 
 @njit(cache=True, error_model="numpy")
-def _best_value(
-    ascending: Floats, base: float, fixed_s: float, verify_s: Floats, lam: float
-) -> tuple[int, float]:
-    """Budget with the largest tokens - lam * seconds, or tokens / seconds where lam is 0."""
-    best, best_value, tokens = 0, -np.inf, base
-    for admitted in range(verify_s.size):
-        if admitted:
-            tokens += ascending[ascending.size - admitted]
-        step_s = fixed_s + verify_s[admitted]
-        value = tokens - lam * step_s if lam > 0 else tokens / step_s
-        if value > best_value:
-            best, best_value = admitted, value
-    return best, best_value
-
-
-@njit(cache=True)
-def _best_drafts(ascending: Floats, draft_s: Floats, lam: float) -> tuple[int, float]:
-    """Length k and the smallest worth that drafts: argmax over (k, n) of worth - lam * draft_s.
-
-    ``ascending`` [gamma, R] holds each request's worth of drafting 1..gamma tokens, sorted by row.
-    """
-    gamma, rows = ascending.shape
-    best_k, bar, best = 0, np.inf, 0.0
+def _choose_drafts(
+    expected: Floats,
+    order: Ints,
+    weights: Floats,
+    refill_s: Floats,
+    bar: float,
+    lam: float,
+    fixed_s: float,
+    draft_s: Floats,
+    verify_s: Floats,
+) -> tuple[int, int]:
+    """Length k and number n of the requests (best first in ``order``) whose drafting pays most."""
+    rows, gamma = expected.shape[0], expected.shape[1]
+    base = weights.sum()
+    best_k, best_n, best, best_rate = 0, 0, -np.inf, 0.0
     for k in range(1, gamma + 1):
-        total = 0.0
+        surplus, tokens, verified, refilled_s = 0.0, base, 0.0, 0.0
         for n in range(1, rows + 1):
-            worth = ascending[k - 1, rows - n]
-            total += worth
-            value = total - lam * draft_s[k, min(n, draft_s.shape[1] - 1)]
-            if value > best:
-                best_k, bar, best = k, worth, value
-    return best_k, bar
+            r = order[n - 1]
+            gain, cost = weights[r] * expected[r, k - 1, 0], expected[r, k - 1, 1]
+            surplus += gain - bar * cost
+            tokens += gain
+            verified += cost
+            refilled_s += refill_s[r]
+            spent_s = draft_s[k, min(n, draft_s.shape[1] - 1)] + refilled_s
+            if surplus - lam * spent_s > best:
+                best_k, best_n, best = k, n, surplus - lam * spent_s
+                best_rate = tokens / (fixed_s + spent_s + verify_s[int(verified)])
+    if best_rate < base / (fixed_s + verify_s[0]):
+        return 0, 0
+    return best_k, best_n
+
+
+class _Step(NamedTuple):
+    """What ``observe`` needs of the step that ``plan`` has just decided."""
+
+    state: VerifyState
+    weights: Floats
+    survival: Floats
+    ascending: Floats
+    bar: float
+    believed_s: float
+    trim_gain: float
 
 
 @register
 class Goodput(Policy):
-    """Selective drafting and priced verification; each ingredient can be switched off."""
+    """Selective drafting and lookahead verification; each ingredient can be switched off."""
 
     @dataclass(frozen=True)
     class Config:
-        """Ingredients (for ablation) and their time constants.
+        """Ingredients, for ablation, and two time constants.
 
-        ``lag``: steps. ``selective``: skip drafting where it does not pay. ``probe_every``: steps
-        between rounds in which all draft. ``history``: correct confidences by outcomes.
-        ``context``: charge context reads. ``urgency``: extra weight of a request that is late.
-        ``long_run``: price seconds at the running mean; else the best ratio of each step.
-        ``plain_path``: leave the ragged path when trimming does not pay for it. ``memory_steps``:
-        steps over which the price of a second is averaged.
+        ``selective``: skip drafting where it does not pay. ``history``: correct confidences by
+        outcomes. ``fair``: weigh tokens by the inverse of their request's pace. ``context``: charge
+        context reads. ``urgency``: extra weight of a late request. ``long_run``: price seconds at
+        the running mean rate instead of the step's own. ``plain_path``: leave the ragged path where
+        trimming does not pay for it. ``probe_every``: steps between rounds in which all draft.
+        ``memory_steps``: steps over which the running rate is averaged.
         """
 
-        lag: int = 2
         selective: bool = True
-        probe_every: int = 32
         history: bool = True
+        fair: bool = True
         context: bool = True
         urgency: float = 0.0
         long_run: bool = False
         plain_path: bool = True
+        probe_every: int = 32
         memory_steps: int = 50
 
     name: ClassVar[str] = "goodput"
+    cost_rule = "ceil"
     first_draft: int
 
     def __init__(self, gamma: int, config: Config) -> None:
-        in_range(self.name, config, lag=(1, 16), probe_every=(1, 1 << 20), urgency=(0, 100))
+        in_range(self.name, config, probe_every=(1, 1 << 20), urgency=(0, 100))
         in_range(self.name, config, memory_steps=(1, 1 << 20))
-        self.config, self.gamma, self.lag = config, gamma, config.lag
+        self.config, self.gamma = config, gamma
         self.first_draft = gamma
         self._estimator = AcceptanceEstimator(gamma)
-        self._blocks = BlockValue(gamma)
-        self._tokens, self._seconds = 0.0, 0.0
-        self._pending: tuple[VerifyState, Floats, float, float] | None = None
+        self._worth = DraftWorth(gamma)
+        self._shape = first_shape(gamma)
+        self._choice: Ints = np.zeros(0, dtype=np.int64)
+        self._next_choice, self._next_probe, self._probe_gap = 0, 0, config.probe_every
+        self._tokens = self._seconds = self._trim_gain = 0.0
+        self._step: _Step | None = None
 
     @property
-    def price_of_second(self) -> float:
-        """Weighted tokens that a second is worth, 0 before the first outcome."""
+    def rate(self) -> float:
+        """Running mean of weighted tokens per believed second; 0 before the first outcome."""
         return self._tokens / self._seconds if self._seconds else 0.0
 
     def plan(self, state: VerifyState) -> VerifyPlan:
-        """Spend the budget that pays, and choose who drafts next."""
-        self._pending = None
+        """Admit what pays, and choose who drafts next."""
+        self._step = None
         if state.drafted.size == 0:
             return VerifyPlan(state.drafted.copy())
-        fresh = state.slots[state.fresh]
-        self._estimator.admit(state.slots, fresh)
-        self._blocks.admit(state.slots, fresh)
-        weights = self._weights(state)
-        fixed_s, verify_s = step_cost_s(state)
-        if self.config.context:
-            fixed_s += state.cost.context_s * float(state.context_tokens.sum())
-        budget, adaptive = self._budget(state, weights, fixed_s, verify_s)
-        step_s = fixed_s + float(verify_s[budget]) + adaptive * state.cost.adaptive_s
-        token_s = _slope_s(state, budget)
-        self._pending = state, weights, step_s, token_s
-        lengths = state.drafted.copy()
-        if adaptive:
-            value = self._survivals(state.current, state) * weights[:, None]
-            lengths = top_budget(value, state.drafted, budget)
-        return VerifyPlan(lengths, self._drafts(state, weights), adaptive)
+        self._admit(state)
+        fixed_s = 0.0
+        if self.config.context and state.cost.context_s:
+            fixed_s = state.cost.context_s * float(state.context_tokens.sum())
+        lengths, adaptive, step = self._verify(state, fixed_s)
+        if state.step >= self._next_choice:
+            self._choose(step, fixed_s + adaptive * state.cost.adaptive_s)
+        self._step = step
+        return VerifyPlan(lengths, self._choice[state.slots], adaptive)
 
     def observe(self, outcome: StepOutcome) -> None:
-        """Renew the estimates, the worth of each request's blocks, and the price of a second."""
-        if self._pending is None:
+        """Renew the estimates, each request's worth and pace, and the running means."""
+        if self._step is None:
             return
-        state, weights, step_s, token_s = self._pending
+        state, weights, survival, ascending, bar, believed_s, trim_gain = self._step
+        tokens = outcome.accepted + 1
         keep = 1.0 - 1.0 / self.config.memory_steps
-        self._tokens = keep * self._tokens + float(weights @ (outcome.accepted + 1.0))
-        self._seconds = keep * self._seconds + step_s
-        survival = self._survivals(outcome.current, state)
-        self._blocks.learn(state, survival, self.price_of_second * token_s)
-        self._blocks.skipped(state, outcome.accepted + 1)
+        self._tokens = keep * self._tokens + float(weights @ tokens)
+        self._seconds = keep * self._seconds + believed_s
+        self._trim_gain += TRIM_RATE * (trim_gain - self._trim_gain)
+        remember_shape(self._shape, ascending, weights.size)
+        self._worth.learn(state, survival, weights, bar, tokens)
         if self.config.history:
             self._estimator.learn(outcome)
 
-    def _survivals(self, confidences: Floats, state: VerifyState) -> Floats:
-        if self.config.history:
-            return self._estimator.survivals(confidences, state.drafted, state.slots)
-        return survivals(confidences, state.drafted)
+    def _admit(self, state: VerifyState) -> None:
+        fresh = state.slots[state.fresh]
+        self._worth.admit(state, fresh)
+        self._estimator.admit(state.slots, fresh)
+        missing = self._worth.pace.size - self._choice.size
+        if missing:
+            self._choice = np.pad(self._choice, (0, missing), constant_values=self.first_draft)
+        if fresh.size:
+            self._choice[fresh] = self.first_draft
 
     def _weights(self, state: VerifyState) -> Floats:
         weights = np.ones(state.drafted.size)
+        if self.config.fair:
+            pace = self._worth.pace[state.slots]
+            weights = float(pace.mean()) / pace
         if self.config.urgency:
-            weights += self.config.urgency * (state.slack_s < 0)
+            weights = weights + self.config.urgency * (state.slack_s < 0)
         return weights
 
-    def _budget(
-        self, state: VerifyState, weights: Floats, fixed_s: float, verify_s: Floats
-    ) -> tuple[int, bool]:
-        """How many drafts to admit, and whether that takes the ragged path."""
-        known = self._blocks.age[state.slots] >= self.lag
-        stale = self._survivals(state.lagged, state)
-        self._blocks.fill_unknown(state, known, stale)
-        ascending = np.sort(stale * weights[:, None], axis=None)
+    def _survivals(self, state: VerifyState) -> Floats:
+        if self.config.history:
+            return self._estimator.survivals(state.current, state.drafted, state.slots)
+        return survivals(state.current, state.drafted)
+
+    def _verify(self, state: VerifyState, fixed_s: float) -> tuple[Ints, bool, _Step]:
+        """Lengths, and whether they take the ragged path."""
+        drafting, longest, total = draft_counts(state.drafted)
+        fixed_s += state.cost.draft_time_s(drafting, longest)
+        verify_s = state.cost.verify_curve_s(state.other_tokens, total + 1)
+        weights, survival = self._weights(state), self._survivals(state)
+        value = survival * weights[:, None]
+        ascending = np.sort(value, axis=None)
         base = float(weights.sum()) + state.sampling_requests - state.drafted.size
-        lam = self.price_of_second if self.config.long_run else 0.0
         ragged_s = fixed_s + state.cost.adaptive_s
-        budget, value = _best_value(ascending, base, ragged_s, verify_s, lam)
-        everything = verify_s.size - 1
-        if budget == everything:
-            return everything, False
-        if self.config.plain_path:
-            tokens, step_s = base + float(ascending.sum()), fixed_s + float(verify_s[-1])
-            if value <= (tokens - lam * step_s if lam > 0 else tokens / step_s):
-                return everything, False
-        return budget, True
+        lam = self.rate if self.config.long_run else 0.0
+        budget, tokens = lookahead_budget(
+            ascending, base, ragged_s, verify_s, self._shape, weights.size, lam
+        )
+        trim_s, full_s = ragged_s + float(verify_s[budget]), fixed_s + float(verify_s[-1])
+        trim_gain = tokens / trim_s * full_s / (base + float(ascending.sum())) - 1.0
+        if total == 0 or (self.config.plain_path and self._trim_gain <= 0.0):
+            bar = self.rate * float(verify_s[-1] - verify_s[0]) / max(1, total)
+            step = _Step(state, weights, survival, ascending, bar, full_s, trim_gain)
+            return state.drafted.copy(), False, step
+        bar = float(ascending[max(0, ascending.size - max(1, budget))])
+        step = _Step(state, weights, survival, ascending, bar, trim_s, trim_gain)
+        return top_budget(value, state.drafted, budget), True, step
 
-    def _drafts(self, state: VerifyState, weights: Floats) -> Ints:
-        """Draft tokens per request for the next step: k for whom it pays, else 0."""
-        lam, rows = self.price_of_second, state.drafted.size
-        if not self.config.selective or lam == 0 or state.step % self.config.probe_every == 0:
+    def _choose(self, step: _Step, fixed_s: float) -> None:
+        """Renew ``_choice`` [slots]: draft k tokens for those whom it pays, else 0."""
+        state, weights = step.state, step.weights
+        if not self.config.selective or state.step >= self._next_probe:
+            self._next_choice, self._next_probe = state.step + 1, state.step + self._probe_gap
             self.first_draft = self.gamma
-            return np.full(rows, self.gamma, dtype=np.int64)
-        worth = self._blocks.worth(state) * weights
-        worth -= lam * state.cost.refill_s * self._blocks.missed[state.slots]
-        k, bar = _best_drafts(np.sort(worth, axis=1), state.cost.draft_s, lam)
+            self._choice[state.slots] = self.gamma
+            return
+        self._next_choice = state.step + DRAFT_EVERY
+        expected = self._worth.expected(state)
+        refill_s: Floats = state.cost.refill_s * self._worth.missed[state.slots]
+        key = weights * expected[:, -1, 0] - step.bar * expected[:, -1, 1] - self.rate * refill_s
+        order = np.argsort(-key)
+        k, n = _choose_drafts(
+            expected,
+            order,
+            weights,
+            refill_s,
+            step.bar,
+            self.rate,
+            fixed_s,
+            state.cost.draft_s,
+            state.cost.verify_curve_s(state.other_tokens, key.size * self.gamma + 2),
+        )
         self.first_draft = k
-        return np.where(worth[max(k, 1) - 1] >= bar, k, 0)
-
-
-def _slope_s(state: VerifyState, budget: int) -> float:
-    """Believed seconds per verified token near the chosen size, over one token per request."""
-    rows = state.drafted.size
-    low = max(state.other_tokens, state.other_tokens + budget - rows)
-    curve = state.cost.verify_curve_s(low, 2 * rows + 1)
-    return float(curve[-1] - curve[0]) / (2 * rows)
+        self._choice[state.slots] = np.where(key >= key[order[n - 1]], k, 0) if n else 0
+        longest_gap = self.config.probe_every * (1 if n else LONGEST_PROBE_GAP)
+        self._probe_gap = min(max(self.config.probe_every, 2 * self._probe_gap), longest_gap)

@@ -1,15 +1,20 @@
-"""What a request's recent blocks were worth, kept by cache slot and shrunk to its domain's mean."""
+"""What drafting was worth to each request lately, by cache slot, shrunk to its domain's mean.
+
+For a block with survivals S, in a step where a draft had to be worth ``bar`` to be verified,
+position j brought S_j tokens for one verified token where w S_j >= bar, else nothing at no cost.
+``pace`` is the request's running mean of tokens per step.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 from numba import njit
 
-from policies.base import Bools, Floats, Ints, VerifyState
+from policies.base import Floats, Ints, VerifyState
 
 WINDOW_BLOCKS = 16.0
-"""Blocks of a request that its running mean remembers."""
-PRIOR_BLOCKS = 4.0
+"""Blocks of a request that its running means remember."""
+PRIOR_BLOCKS = 8.0
 """Blocks of evidence that the domain's mean counts for."""
 DOMAIN_BLOCKS = 1000.0
 """Blocks of a domain that its running mean remembers."""
@@ -18,127 +23,124 @@ FIRST_SURVIVAL = 0.7
 
 
 @njit(cache=True)
+def _last_codes(slots: Ints, domain: Ints) -> tuple[int, int]:
+    last_slot, last_domain = -1, -1
+    for r in range(slots.size):
+        last_slot, last_domain = max(last_slot, slots[r]), max(last_domain, domain[r])
+    return last_slot, last_domain
+
+
+@njit(cache=True)
 def _learn(
     survival: Floats,
+    weights: Floats,
+    bar: float,
+    tokens: Ints,
     drafted: Ints,
     slots: Ints,
     domain: Ints,
-    price: float,
+    pace: Floats,
+    missed: Ints,
     blocks: Floats,
-    surplus: Floats,
+    worth: Floats,
     domain_blocks: Floats,
-    domain_surplus: Floats,
-    domain_survival: Floats,
+    domain_worth: Floats,
 ) -> None:
     for r in range(slots.size):
         slot, area = slots[r], domain[r]
+        pace[slot] += (tokens[r] - pace[slot]) / WINDOW_BLOCKS
         if drafted[r] == 0:
+            missed[slot] += tokens[r]
             continue
+        missed[slot] = 0
         blocks[slot] = min(blocks[slot] + 1.0, WINDOW_BLOCKS)
         domain_blocks[area] = min(domain_blocks[area] + 1.0, DOMAIN_BLOCKS)
         for j in range(drafted[r]):
-            gain = max(0.0, survival[r, j] - price)
-            surplus[slot, j] += (gain - surplus[slot, j]) / blocks[slot]
-            domain_surplus[area, j] += (gain - domain_surplus[area, j]) / domain_blocks[area]
-            domain_survival[area, j] += (survival[r, j] - domain_survival[area, j]) / domain_blocks[
-                area
-            ]
+            kept = weights[r] * survival[r, j] >= bar
+            for part in range(2):
+                value = (survival[r, j] if part == 0 else 1.0) if kept else 0.0
+                worth[slot, j, part] += (value - worth[slot, j, part]) / blocks[slot]
+                mean = domain_worth[area, j, part]
+                domain_worth[area, j, part] = mean + (value - mean) / domain_blocks[area]
 
 
 @njit(cache=True)
-def _worth(
-    slots: Ints, domain: Ints, blocks: Floats, surplus: Floats, domain_surplus: Floats
+def _expected(
+    slots: Ints, domain: Ints, blocks: Floats, worth: Floats, domain_worth: Floats
 ) -> Floats:
-    gamma = surplus.shape[1]
-    out = np.empty((gamma, slots.size))
+    gamma = worth.shape[1]
+    out = np.empty((slots.size, gamma, 2))
     for r in range(slots.size):
         share = blocks[slots[r]] / (blocks[slots[r]] + PRIOR_BLOCKS)
-        total = 0.0
+        gain, cost = 0.0, 0.0
         for j in range(gamma):
-            own, prior = surplus[slots[r], j], domain_surplus[domain[r], j]
-            total += share * own + (1.0 - share) * prior
-            out[j, r] = total
+            own, prior = worth[slots[r], j], domain_worth[domain[r], j]
+            gain += share * own[0] + (1.0 - share) * prior[0]
+            cost += share * own[1] + (1.0 - share) * prior[1]
+            out[r, j, 0], out[r, j, 1] = gain, cost
     return out
 
 
-@njit(cache=True)
-def _fill_unknown(
-    lagged: Floats, drafted: Ints, known: Bools, domain: Ints, means: Floats, survival: Floats
-) -> None:
-    for r in range(drafted.size):
-        for j in range(drafted[r]):
-            if not known[r] or lagged[r, j] == 0.0:
-                survival[r, j] = means[domain[r], j]
+class DraftWorth:
+    """Running means of tokens gained and verified per draft position, by request and domain.
 
-
-class BlockValue:
-    """Running means of survival and of surplus max(0, S - price), by request and by domain.
-
-    ``age`` [slots] counts steps since admission, ``missed`` [slots] the tokens that went by while a
-    request did not draft.
+    By slot: ``pace``, tokens per step; ``missed``, tokens made since the request last drafted.
     """
 
     def __init__(self, gamma: int) -> None:
-        self._first = FIRST_SURVIVAL ** np.arange(1.0, gamma + 1)
-        self.age: Ints = np.zeros(0, dtype=np.int64)
+        first = FIRST_SURVIVAL ** np.arange(1.0, gamma + 1)
+        self._first = np.stack([first, np.ones(gamma)], axis=1)
+        self.pace = np.zeros(0)
         self.missed: Ints = np.zeros(0, dtype=np.int64)
+        self._mean_pace = 1.0
         self._blocks = np.zeros(0)
-        self._surplus = np.zeros((0, gamma))
+        self._worth = np.zeros((0, gamma, 2))
         self._domain_blocks = np.zeros(0)
-        self._domain_surplus = np.zeros((0, gamma))
-        self._domain_survival = np.zeros((0, gamma))
+        self._domain_worth = np.zeros((0, gamma, 2))
 
-    def admit(self, slots: Ints, fresh: Ints) -> None:
-        """Make room for ``slots``, age them by a step, and forget who had the ``fresh`` before."""
-        missing = int(slots.max(initial=-1)) + 1 - self.age.size
-        if missing > 0:
-            self.age = np.pad(self.age, (0, missing))
-            self.missed = np.pad(self.missed, (0, missing))
-            self._blocks = np.pad(self._blocks, (0, missing))
-            self._surplus = np.pad(self._surplus, ((0, missing), (0, 0)))
-        self.age[slots] += 1
-        for memory in (self.age, self.missed, self._blocks):
-            memory[fresh] = 0
+    def admit(self, state: VerifyState, fresh: Ints) -> None:
+        """Make room for the state's slots and domains; forget who had the ``fresh`` slots."""
+        slot, domain = _last_codes(state.slots, state.domain)
+        if slot >= self._blocks.size:
+            more = slot + 1 - self._blocks.size
+            self.pace = np.pad(self.pace, (0, more), constant_values=1.0)
+            self.missed = np.pad(self.missed, (0, more))
+            self._blocks = np.pad(self._blocks, (0, more))
+            self._worth = np.pad(self._worth, ((0, more), (0, 0), (0, 0)))
+        if domain >= self._domain_blocks.size:
+            more = domain + 1 - self._domain_blocks.size
+            self._domain_blocks = np.pad(self._domain_blocks, (0, more))
+            first = np.broadcast_to(self._first, (more, *self._first.shape))
+            self._domain_worth = np.concatenate([self._domain_worth, first])
+        if fresh.size:
+            self.pace[fresh] = self._mean_pace
+            self.missed[fresh] = 0
+            self._blocks[fresh] = 0.0
 
-    def learn(self, state: VerifyState, survival: Floats, price: float) -> None:
-        """Fold in the blocks of a step: their survivals, worth max(0, S - price) per position."""
-        self._cover_domains(state.domain)
+    def learn(
+        self, state: VerifyState, survival: Floats, weights: Floats, bar: float, tokens: Ints
+    ) -> None:
+        """Fold in a step: survivals, weights, the bar they were held to, the tokens [R] made."""
+        self._mean_pace += (float(tokens.mean()) - self._mean_pace) / DOMAIN_BLOCKS
         _learn(
             survival,
+            weights,
+            bar,
+            tokens,
             state.drafted,
             state.slots,
             state.domain,
-            price,
+            self.pace,
+            self.missed,
             self._blocks,
-            self._surplus,
+            self._worth,
             self._domain_blocks,
-            self._domain_surplus,
-            self._domain_survival,
+            self._domain_worth,
         )
 
-    def skipped(self, state: VerifyState, tokens: Ints) -> None:
-        """Count the ``tokens`` [R] of requests that did not draft; a draft clears its count."""
-        self.missed[state.slots] = np.where(state.drafted > 0, 0, self.missed[state.slots] + tokens)
-
-    def worth(self, state: VerifyState) -> Floats:
-        """Expected surplus [gamma, R] of drafting 1..gamma tokens for each request."""
-        self._cover_domains(state.domain)
-        worth: Floats = _worth(
-            state.slots, state.domain, self._blocks, self._surplus, self._domain_surplus
+    def expected(self, state: VerifyState) -> Floats:
+        """[R, gamma, 2] tokens gained and verified if the next block has 1..gamma drafts."""
+        expected: Floats = _expected(
+            state.slots, state.domain, self._blocks, self._worth, self._domain_worth
         )
-        return worth
-
-    def fill_unknown(self, state: VerifyState, known: Bools, survival: Floats) -> None:
-        """Put the domain's mean into ``survival`` where a request has no lagged confidence."""
-        self._cover_domains(state.domain)
-        _fill_unknown(
-            state.lagged, state.drafted, known, state.domain, self._domain_survival, survival
-        )
-
-    def _cover_domains(self, domain: Ints) -> None:
-        missing = int(domain.max(initial=-1)) + 1 - self._domain_blocks.size
-        if missing > 0:
-            first = np.tile(self._first, (missing, 1))
-            self._domain_blocks = np.pad(self._domain_blocks, (0, missing))
-            self._domain_surplus = np.vstack([self._domain_surplus, first])
-            self._domain_survival = np.vstack([self._domain_survival, first])
+        return expected

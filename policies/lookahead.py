@@ -1,0 +1,79 @@
+"""Budget search that replans as it admits: Algorithm 1 for cost curves that are not smooth.
+
+Drafts are admitted in order of value v_1 >= v_2 >= ... At a checkpoint with ``a`` admitted, the
+values ahead are taken to fall as they have done lately, v_i = v_{a+1} * shape(i) / shape(a+1), and
+the walk goes on towards the best point ahead,
+
+    argmax over B >= a of (tokens so far + v_{a+1} + ... + v_B) / t(B),
+
+for one stride, then looks again; it ends where a itself is best. Stairs of the cost curve are seen
+before they are climbed, and a stair once paid for is filled. Admission of a draft depends on the
+past, on better-ranked drafts and on its own value, never on later ones: non-anticipating.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from policies.base import Floats
+
+CHECKS = 4
+"""Checkpoints per R admitted drafts."""
+GRID = 8
+"""Points of the remembered shape per R ranks."""
+SHAPE_RATE = 0.05
+"""Weight of the newest step in the remembered shape."""
+
+
+def first_shape(gamma: int) -> Floats:
+    """A straight fall over all ranks, before anything was seen."""
+    return np.linspace(1.0, 0.05, GRID * gamma)
+
+
+@njit(cache=True, error_model="numpy")
+def lookahead_budget(
+    ascending: Floats,
+    base: float,
+    fixed_s: float,
+    verify_s: Floats,
+    shape: Floats,
+    rows: int,
+    lam: float,
+) -> tuple[int, float]:
+    """Budget and its tokens, for sorted values ``ascending`` of ``rows`` requests.
+
+    ``verify_s[B]`` [total + 1] is the target pass with B drafts; ``base`` the tokens that come
+    anyway. A positive ``lam`` (tokens per second) replaces the rate by tokens - lam * seconds.
+    """
+    total = verify_s.size - 1
+    ahead = np.zeros(total + 1)
+    for i in range(total):
+        ahead[i + 1] = ahead[i] + shape[min(shape.size - 1, i * GRID // rows)]
+    stride = max(1, rows // CHECKS)
+    admitted, tokens = 0, base
+    while admitted < total:
+        here = ahead[admitted]
+        scale = ascending[ascending.size - 1 - admitted] / (ahead[admitted + 1] - here)
+        target, best = admitted, -np.inf
+        for v in range(admitted, total + 1):
+            promised, step_s = tokens + scale * (ahead[v] - here), fixed_s + verify_s[v]
+            value = promised - lam * step_s if lam > 0 else promised / step_s
+            if value > best:
+                target, best = v, value
+        if target == admitted:
+            break
+        target = min(target, admitted + stride)
+        while admitted < target:
+            tokens += ascending[ascending.size - 1 - admitted]
+            admitted += 1
+    return admitted, tokens
+
+
+@njit(cache=True)
+def remember_shape(shape: Floats, ascending: Floats, rows: int) -> None:
+    """Fold a step's sorted values into ``shape``, by rank per request; kept above 0."""
+    for i in range(shape.size):
+        rank = i * rows // GRID
+        value = ascending[ascending.size - 1 - rank] if rank < ascending.size else 0.0
+        shape[i] += SHAPE_RATE * (max(value, 1e-6) - shape[i])
