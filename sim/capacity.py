@@ -15,6 +15,9 @@ from sim.workload import Workload, at_once
 LOADS = {"low": 0.3, "medium": 0.6, "high": 0.9, "overload": 1.2}
 """Load words as fractions of the capacity."""
 
+RECORDED = "recorded"
+"""The load word that keeps a scenario's or file's own rate."""
+
 BATCHES = 8
 """Requests of a capacity run, in multiples of the batch cap."""
 

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from sim import slo
 from sim.records import Records
 from sim.state import COMPLETED, STATUS_NAMES
 
@@ -92,13 +93,15 @@ def tpot_s(requests: pd.DataFrame) -> Floats:
     return np.divide(decode_s, tokens, out=np.full(tokens.size, np.nan), where=tokens > 0)
 
 
-def summarize(records: Records) -> dict[str, Any]:
+def summarize(records: Records, slos: slo.Slos = slo.DEFAULTS) -> dict[str, Any]:
     """All headline numbers of a run, JSON-ready (seconds, tokens; nan becomes None)."""
     first_s, last_s = window_s(records)
     everyone, all_steps = records.requests, records.steps
     steps = all_steps[(all_steps["start_s"] >= first_s) & (all_steps["end_s"] <= last_s)]
     arrived = everyone["arrival_s"].between(first_s, last_s)
-    done = everyone[(everyone["status"] == COMPLETED) & arrived]
+    arrivals = everyone[arrived]
+    met = slo.good(arrivals, tpot_s(arrivals), slos)
+    done = arrivals[arrivals["status"] == COMPLETED]
     each_s = tpot_s(done)
     each_s = each_s[np.isfinite(each_s)]
     decode = all_steps[all_steps["decode_requests"] > 0]
@@ -128,10 +131,14 @@ def summarize(records: Records) -> dict[str, Any]:
         "mean_batch": float(decode["decode_requests"].mean()) if len(decode) else 0.0,
         "accept_histogram": records.outcomes.sum(axis=(0, 1)).tolist(),
         "positions": positions(records),
+        "goodput_rps": float(met.sum()) / span_s,
+        "slo_attainment": float(met.mean()) if len(met) else float("nan"),
+        "slo_classes": slo.by_class(arrivals, met, span_s),
         "preemptions": int(everyone["preemptions"].sum()),
         "unstable": records.unstable,
     }
-    return _plain(summary)
+    document: dict[str, Any] = plain(summary)
+    return document
 
 
 def positions(records: Records) -> list[dict[str, int]]:
@@ -160,12 +167,12 @@ def _median(values: Floats) -> float:
     return float(np.median(values)) if values.size else float("nan")
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """JSON has no nan: it becomes None."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float) and not np.isfinite(value):
         return None
     return value

@@ -7,9 +7,12 @@ import math
 from collections.abc import Callable
 
 from policies import registry
-from sim.capacity import LOADS
+from sim import slo
+from sim.capacity import LOADS, RECORDED
 from sim.replica import PREFILL_MODES, EngineConfig
 from sim.routers import ROUTERS
+from sim.scaling import METHODS
+from sim.scenarios import SCENARIOS
 
 
 class Parser(argparse.ArgumentParser):
@@ -56,13 +59,13 @@ def positive(text: str) -> float:
 
 def load(text: str) -> str:
     """An argparse type: a load word or requests per second."""
-    if text not in LOADS:
+    if text not in LOADS and text != RECORDED:
         try:
             known = math.isfinite(float(text)) and float(text) > 0
         except ValueError:
             known = False
         if not known:
-            words = ", ".join(LOADS)
+            words = ", ".join((*LOADS, RECORDED))
             raise argparse.ArgumentTypeError(
                 f"{text!r} must be {words}, or requests per second above 0"
             )
@@ -87,11 +90,16 @@ def add_world(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("world")
     group.add_argument(
         "--bundle", default="", metavar="NAME|FOLDER",
-        help="trace bundle whose acceptance is replayed; empty: the best shipped measured one",
+        help="trace bundle whose acceptance is replayed, or published:NAME; empty: the best"
+        " measured one that ships",
     )  # fmt: skip
     group.add_argument(
         "--latency", default="", metavar="NAME|FOLDER",
-        help="bundle whose step times are used; empty: those of --bundle",
+        help="bundle whose step times are used, or published:NAME; empty: those of --bundle",
+    )  # fmt: skip
+    group.add_argument(
+        "--temperature", type=float, default=None, metavar="T",
+        help="replay only responses sampled at this temperature; unset: all of the bundle",
     )  # fmt: skip
     group.add_argument(
         "--extrapolate", action="store_true",
@@ -101,8 +109,13 @@ def add_world(parser: argparse.ArgumentParser) -> None:
         "--no-spread", action="store_true", help="every step takes its median time exactly"
     )
     group.add_argument(
-        "--scenario", default="bundle", metavar="NAME",
-        help="traffic: 'bundle' (Poisson arrivals of the bundle's own prompts and answers)",
+        "--scenario", default="bundle", metavar="NAME|FILE",
+        help="traffic: bundle (Poisson arrivals of the bundle's own prompts and answers), "
+        + ", ".join(SCENARIOS) + ", or a file of arrivals (see python -m sim.traffic)",
+    )  # fmt: skip
+    group.add_argument(
+        "--rate-method", choices=METHODS, default="time_scale",
+        help="how a scenario or file is brought to another rate",
     )  # fmt: skip
     group.add_argument("--requests", type=whole(1), default=2000, help="requests in the run")
     group.add_argument("--seed", type=whole(0), default=0, help="seed of everything random")
@@ -155,12 +168,18 @@ def add_load(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("load")
     group.add_argument(
         "--load", type=load, default=None, metavar="WORD|RPS",
-        help=f"{words}: share of what policy none sustains; a number: requests per second;"
-        " unset: high, unless --concurrency is given",
+        help=f"{words}: share of what policy none sustains; {RECORDED}: the traffic's own rate;"
+        " a number: requests per second; unset: high, unless --concurrency is given",
     )  # fmt: skip
     group.add_argument(
         "--concurrency", type=whole(0), default=0,
-        help="closed loop with this many requests out at any time; 0: open loop",
+        help="closed loop with this many requests out at any time (scenario agentic: users);"
+        " 0: open loop",
+    )  # fmt: skip
+    group.add_argument(
+        "--slo", type=slo.parse, default="", metavar="CLASS:ttft=S;tpot=S[,...]",
+        help="targets in seconds by class; unset: interactive:ttft=2;tpot=0.1 and"
+        " agent:ttft=10;tpot=0.1, none for batch",
     )  # fmt: skip
 
 

@@ -77,9 +77,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     console = Console(stderr=False)
     capacity = world.capacity_rps()
     load = None if args.concurrency else setup.load_rps(args.load or "high", capacity)
-    workload = world.workload(load or capacity)
-    if args.concurrency:
-        workload = at_once(workload)
+    workload = traffic(world, load)
     document = _header(args, world, workload, capacity, load)
     requests = {}
     with run_folder(out) as folder:
@@ -87,7 +85,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             records = simulate(
                 world.traces, world.latency, workload, name, world.config, args.seed, **parameters
             )
-            document["policies"][label] = summarize(records)
+            document["policies"][label] = summarize(records, world.slos)
             requests[label] = records.requests
             folder.add(label, records)
         document["paired"] = paired_table(requests)
@@ -98,6 +96,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     show.print_run(document, console)
     console.print(f"run folder: {out}", highlight=False, soft_wrap=True)
     return document
+
+
+def traffic(world: setup.Setup, load_rps: float | None) -> Workload:
+    """The requests of a run: open loop at a rate, or what its closed loop is fed with."""
+    if world.config.concurrency and not world.closed:
+        return at_once(world.workload(1.0 if world.scenario == setup.OWN else None))
+    return world.workload(load_rps)
 
 
 def _header(

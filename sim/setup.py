@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from gpu_traces.bundle import Bundle, default_bundle, read_bundle
 from gpu_traces.fit import fit_latency
 from gpu_traces.latency import LatencyModel
+from gpu_traces.published import published_latency, published_traces
 from gpu_traces.schema import AcceptanceTraces
 from policies import registry
-from sim.capacity import LOADS, capacity_rps
+from sim.binding import bind
+from sim.capacity import LOADS, RECORDED, capacity_rps
+from sim.importers import load
 from sim.replica import EngineConfig
+from sim.request_table import RequestTable, scaled
+from sim.scaling import Method
+from sim.scenarios import SCENARIOS, ClosedScenario, generate, scenario
 from sim.simulate import ClusterConfig
-from sim.workload import Workload, poisson
+from sim.slo import DEFAULTS, Slos
+from sim.workload import Workload, children, poisson
 
 DEFAULT_MAX_REQUESTS = 256
 DEFAULT_STEP_TOKENS = 8192
+PUBLISHED = "published:"
+OWN = "bundle"
+"""The scenario of the bundle's own prompts and answers."""
 
 
 @dataclass(frozen=True)
@@ -34,36 +45,93 @@ class Setup:
     seed: int
     hashes: dict[str, str]
     """Bundle file -> SHA-256 of what was read."""
+    method: Method = "time_scale"
+    """How a scenario or file is brought to another rate."""
+    slos: Slos = DEFAULTS
 
-    def workload(self, rate_rps: float, seed: int | None = None) -> Workload:
-        """The scenario's requests at a mean rate; another ``seed`` is another replication."""
-        traffic = np.random.SeedSequence(self.seed if seed is None else seed, spawn_key=(1,))
-        return poisson(self.traces, rate_rps, self.requests, traffic)
+    @property
+    def closed(self) -> bool:
+        """Whether the traffic itself is a closed loop of users (its rate can't be set)."""
+        return self.scenario in SCENARIOS and isinstance(scenario(self.scenario), ClosedScenario)
+
+    def workload(self, rate_rps: float | None, seed: int | None = None) -> Workload:
+        """The scenario's requests at a mean rate (None: its own).
+
+        Another ``seed`` is another replication: other arrivals, other requests. A closed scenario
+        has as many users as the concurrency says, and no rate.
+        """
+        entropy = self.seed if seed is None else seed
+        traffic, binding = children(np.random.SeedSequence(entropy, spawn_key=(1,)), 2)
+        if self.scenario == OWN:
+            if rate_rps is None:
+                raise ValueError("the bundle's own prompts have no recorded rate; give --load")
+            return poisson(self.traces, rate_rps, self.requests, traffic)
+        if self.scenario in SCENARIOS:
+            if self.closed:
+                table = generate(self.scenario, self.requests, traffic, users=self.users)
+            else:
+                table = generate(self.scenario, self.requests, traffic, rate_rps, self.method)
+        else:
+            table = self._recorded(rate_rps, entropy)
+        return bind(table, self.traces, binding)
+
+    @property
+    def users(self) -> int:
+        """Users of a closed scenario."""
+        return max(1, self.config.concurrency)
+
+    def _recorded(self, rate_rps: float | None, seed: int) -> RequestTable:
+        path = Path(self.scenario)
+        if not path.exists():
+            known = ", ".join((OWN, *SCENARIOS))
+            raise ValueError(f"--scenario {self.scenario!r} is no file; scenarios: {known}")
+        table = load(path, seed)
+        if rate_rps is not None:
+            table = scaled(table, rate_rps / table.rate_rps, self.method, seed)
+        return table.take(slice(min(self.requests, table.requests)))
 
     def capacity_rps(self) -> float:
         """What ``none`` sustains here, requests per second."""
-        return capacity_rps(self.traces, self.latency, self.workload(1.0), self.config, self.seed)
+        body = self.workload(1.0 if self.scenario == OWN else None)
+        return capacity_rps(self.traces, self.latency, body, self.config, self.seed)
 
 
 def build(args: argparse.Namespace) -> Setup:
     """Load and check what the options name; raises ValueError with one line."""
-    bundle = read_bundle(args.bundle or default_bundle())
-    traces, latency = bundle.traces, load_latency(args.latency, bundle)
-    return Setup(
-        bundle=bundle.name,
+    bundle = None
+    if args.bundle.startswith(PUBLISHED):
+        traces = published_traces(args.bundle.removeprefix(PUBLISHED))
+        name, hashes = args.bundle, {}
+    else:
+        bundle = read_bundle(args.bundle or default_bundle(), args.temperature)
+        traces, name = bundle.traces, bundle.name
+        hashes = {file: info.sha256 for file, info in bundle.manifest.files.items()}
+    latency = load_latency(args.latency, bundle, traces.gamma)
+    made = Setup(
+        bundle=name,
         traces=traces,
         latency=latency,
         config=_config(args, traces, latency),
         scenario=args.scenario,
         requests=args.requests,
         seed=args.seed,
-        hashes={name: info.sha256 for name, info in bundle.manifest.files.items()},
+        hashes=hashes,
+        method=args.rate_method,
+        slos=args.slo,
     )
+    if made.closed and not args.concurrency:
+        raise ValueError(f"--scenario {made.scenario} is a closed loop; give --concurrency USERS")
+    return made
 
 
-def load_latency(name: str, acceptance: Bundle) -> LatencyModel:
+def load_latency(name: str, acceptance: Bundle | None, gamma: int) -> LatencyModel:
     """The step-time model of a bundle (empty name: the one whose acceptance is replayed)."""
+    if name.startswith(PUBLISHED):
+        return published_latency(name.removeprefix(PUBLISHED), gamma)
+    if not name and acceptance is None:
+        raise ValueError("published traces have no step times; give --latency")
     bundle = read_bundle(name) if name else acceptance
+    assert bundle is not None
     model, _ = fit_latency(
         bundle.steps,
         name=bundle.name,
@@ -90,6 +158,7 @@ def _config(
         kv_tokens=args.kv_tokens,
         extrapolate=args.extrapolate,
         spread=not args.no_spread,
+        tpot_target_s=tuple(target.tpot_s for target in args.slo),
         check=args.check,
     )
     return ClusterConfig(
@@ -103,8 +172,10 @@ def _config(
     )
 
 
-def load_rps(text: str, capacity: float) -> float:
-    """``high`` or ``12.5`` as requests per second."""
+def load_rps(text: str, capacity: float) -> float | None:
+    """``high`` or ``12.5`` as requests per second; None for ``recorded``."""
+    if text == RECORDED:
+        return None
     if text in LOADS:
         return LOADS[text] * capacity
     return float(text)

@@ -28,7 +28,8 @@ class ClusterConfig:
     router: str = "round-robin"
     """round-robin, least-tokens, power-of-two or sticky."""
     concurrency: int = 0
-    """Closed loop: requests out at any time, all replicas together; 0 for open-loop arrivals."""
+    """Closed loop: requests out at any time, all replicas together; 0 for open-loop arrivals.
+    Traffic of sessions is a closed loop of its own and ignores this."""
     timeout_s: float = np.inf
     """Seconds after arrival at which the service gives a request up."""
     prefix_cache: bool = False
@@ -62,11 +63,12 @@ def simulate(
     costs = [latency.cost_table(p.cost_rule) for p in policies]
     env = simpy.Environment()
     router = ROUTERS[config.router](workload, routing)
-    cluster = Cluster(env, world, workload, policies, costs, router, config.concurrency, engines)
+    concurrency = 0 if (workload.session >= 0).any() else config.concurrency
+    cluster = Cluster(env, world, workload, policies, costs, router, concurrency, engines)
     horizon_s = config.horizon_s or _patient_horizon(latency, workload, config)
     last_s = float(workload.arrival_s[-1])
     waiting = [0, 0]
-    if not config.concurrency and last_s > 0:
+    if not concurrency and last_s > 0:
         for k, at in enumerate((last_s / 2, last_s)):
             env.run(until=min(at, horizon_s))
             cluster.deliver(env.now)
