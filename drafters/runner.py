@@ -35,7 +35,7 @@ class Runner:
         longest = max((row.drafted for row in rows), default=0)
         if self.drafter is None or not longest:
             return None
-        self._extend(rows)
+        self.extend(rows)
         anchors = self._tensor([row.tokens[-1] for row in rows])
         positions = self._tensor([row.cached for row in rows])
         sampler = Sampler(self._temperatures(rows), self._uniforms(rows)[:, :longest])
@@ -45,7 +45,7 @@ class Runner:
                 row.drafted = min(row.drafted, real)
         return proposal
 
-    def _extend(self, rows: Sequence[Running]) -> None:
+    def extend(self, rows: Sequence[Running]) -> None:
         """Give the drafter what its state lacks of the rows that draft; equally long parts share
         a call, so that none is padded."""
         alike: dict[int, list[int]] = {}

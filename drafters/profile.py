@@ -1,0 +1,336 @@
+"""Measure step latencies over a grid of shapes: ``python -m drafters.profile --out BUNDLE``.
+
+Every cell runs the live loop's own code (``drafters.runner``) on made-up sequences, because time
+does not depend on what the tokens are. All cells are visited once per repetition, in a new order,
+so that a machine that slows down or speeds up does so for all of them; the first round warms up
+and is not kept. ``--shape`` measures random weights of a real architecture: latency only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import random
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from drafters.base import Drafter, Proposal
+from drafters.engine import Engine, EngineConfig
+from drafters.errors import UserError
+from drafters.progress import progress
+from drafters.request import Request, Running
+from drafters.runner import Runner
+from drafters.target import Target, load_target
+from gpu_traces.bundle import write_bundle
+from gpu_traces.fit import fit_latency
+from gpu_traces.manifest import BundleError, Manifest
+from gpu_traces.schema import Origin
+from policies.cost import CostTable
+from policies.registry import create
+
+COMMITTED = 3  # tokens that the drafter takes in before it drafts, a typical round's gain
+OVERHEAD_STEPS = 12
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Shapes to measure, and how often."""
+
+    requests: tuple[int, ...]
+    block: tuple[int, ...]
+    """Tokens per request in a verification pass: the anchor and its drafts."""
+    contexts: tuple[int, ...]
+    """Cached tokens per request."""
+    prefill: tuple[int, ...]
+    """Prompt tokens prefilled in one pass."""
+    most_cached: int
+    """Leave out cells with more cached tokens than this, all requests together."""
+    repetitions: int = 5
+
+
+GRIDS = {
+    "tiny": Grid((1, 2, 4), (1, 4), (8, 16), (8, 16), 64, repetitions=3),
+    "quick": Grid((1, 4, 16), (1, 2, 4, 8), (256,), (128, 512), 8192, repetitions=3),
+    "cpu": Grid((1, 2, 4, 8, 16, 32, 64), (1, 2, 4, 8), (128, 384, 1024), (32, 128, 512), 16384),
+    "cuda": Grid(
+        (1, 2, 4, 8, 16, 32, 64, 128, 256),
+        (1, 2, 3, 4, 6, 8),
+        (256, 1024, 4096),
+        (128, 512, 2048, 8192),
+        524288,
+        repetitions=15,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One shape; fields are columns of the ``steps`` table."""
+
+    mode: str
+    requests: int
+    tokens: int
+    context_tokens: int
+    draft_length: int = 0
+    ragged: bool = False
+
+
+def grid(name: str) -> Grid:
+    """A named grid; UserError lists the known ones."""
+    if name not in GRIDS:
+        raise UserError(f"unknown grid {name!r}; known: {', '.join(GRIDS)}")
+    return GRIDS[name]
+
+
+def cells(shapes: Grid, gamma: int) -> list[Cell]:
+    """Every cell of a grid for blocks of up to ``gamma`` drafts (0: no drafter)."""
+    made = []
+    for r, context in itertools.product(shapes.requests, shapes.contexts):
+        if r * context > shapes.most_cached:
+            continue
+        blocks = [b for b in shapes.block if b <= gamma + 1]
+        made += [Cell("verify", r, r * b, context) for b in blocks]
+        if r > 1 and max(blocks) > 2:
+            made.append(Cell("verify", r, r * (max(blocks) // 2), context, ragged=True))
+        made += [Cell("draft", r, 0, context, k) for k in sorted({1, (gamma + 1) // 2, gamma}) if k]
+    made += [Cell("prefill", 1, tokens, 0) for tokens in shapes.prefill]
+    if gamma:
+        made += [Cell("refill", 1, tokens, 0) for tokens in shapes.prefill]
+    return made
+
+
+class Profiler:
+    """Runs cells on one pair of models."""
+
+    def __init__(self, target: Target, drafter: Drafter | None, shapes: Grid) -> None:
+        self.target, self.drafter, self.shapes = target, drafter, shapes
+        self.gamma = drafter.gamma if drafter else 0
+        longest = max(*shapes.contexts, *shapes.prefill)
+        slots, room = max(shapes.requests), longest + self.gamma + 2
+        self.runner = Runner(target, drafter, self.gamma, slots, room)
+        width = len(self.runner.feature_layers) * target.shape.hidden_size
+        like = target.norm.weight
+        self.features = like.new_zeros(longest, width)
+        self.logits = like.new_zeros(slots, self.gamma, target.vocab_size, dtype=torch.float32)
+
+    @torch.no_grad()
+    def run(self) -> pd.DataFrame:
+        """The ``steps`` table: every repetition of every cell, and the overhead of real steps."""
+        shapes, order = cells(self.shapes, self.gamma), random.Random(0)
+        samples = []
+        with progress() as bar:
+            task = bar.add_task("cells", total=len(shapes) * (self.shapes.repetitions + 1))
+            for repetition in range(-1, self.shapes.repetitions):
+                for cell in order.sample(shapes, len(shapes)):
+                    seconds = self._time(self._prepare(cell))
+                    if repetition >= 0:
+                        samples.append(self._sample(cell, repetition, seconds))
+                    bar.advance(task)
+        return pd.DataFrame(samples + self._overhead())
+
+    def _sample(self, cell: Cell, repetition: int, seconds: float) -> dict[str, object]:
+        return vars(cell) | {
+            "graph": False,
+            "repetition": repetition,
+            "microseconds": 1e6 * seconds,
+        }
+
+    def _time(self, work: Callable[[], object]) -> float:
+        self._wait()
+        start = time.perf_counter()
+        work()
+        self._wait()
+        return time.perf_counter() - start
+
+    def _wait(self) -> None:
+        if self.runner.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def _prepare(self, cell: Cell) -> Callable[[], object]:
+        rows = [self._row(cell) for _ in range(cell.requests)]
+        if cell.mode == "prefill":
+            return lambda: self.runner.verify(rows, [cell.tokens], None, [])
+        if cell.mode == "refill":
+            rows[0].cached, rows[0].pending = cell.tokens, [self.features[: cell.tokens]]
+            return lambda: self.runner.extend(rows)
+        if cell.mode == "draft":
+            for row in rows:
+                row.extended = max(0, cell.context_tokens - COMMITTED)
+                row.pending = [self.features[: row.cached - row.extended]]
+            return lambda: self.runner.draft(rows)
+        lengths = _lengths(cell)
+        proposal = None
+        if max(lengths):
+            tokens = torch.zeros(cell.requests, max(lengths), dtype=torch.long)
+            logits = self.logits[: cell.requests, : max(lengths)]
+            proposal = Proposal(tokens.to(self.runner.device), logits, None)
+        return lambda: self.runner.verify(rows, [], proposal, lengths)
+
+    def _row(self, cell: Cell) -> Running:
+        prefills = cell.mode in ("prefill", "refill")
+        prompt = (1,) * (cell.tokens if prefills else cell.context_tokens)
+        row = Running(Request(request_id=0, name="", prompt=prompt, max_new=1), list(prompt))
+        if not prefills:
+            row.tokens.append(1)
+            row.cached = len(prompt)
+        row.drafted = cell.draft_length or self.gamma
+        return row
+
+    def _overhead(self) -> list[dict[str, object]]:
+        """Time of real steps outside drafting and the target pass, at the fewest and most
+        requests."""
+        samples = []
+        some = self.shapes.requests
+        for requests in sorted({some[0], some[len(some) // 2]}):
+            log = self._live_steps(requests)
+            for i in range(2, len(log["step"])):
+                cell = Cell("overhead", requests, log["tokens_planned"][i], 0)
+                seconds = 1e-6 * (log["plan_us"][i] + log["overhead_us"][i])
+                samples.append(self._sample(cell, i - 2, seconds))
+        return samples
+
+    def _live_steps(self, requests: int) -> dict[str, list[float]]:
+        policy = create("fixed-k" if self.gamma else "none", self.gamma or 1)
+        cost = CostTable(np.zeros((max(self.gamma, 1) + 1, 2)), np.ones(2))
+        config = EngineConfig(max_requests=requests, max_context=16 + 8 * OVERHEAD_STEPS)
+        engine = Engine(self.target, self.drafter, policy, cost, config)
+        for i in range(requests):
+            new = config.max_context - 8
+            engine.submit(Request(request_id=i, name=str(i), prompt=(1,) * 8, max_new=new))
+        while engine.busy and len(engine.log) < OVERHEAD_STEPS:
+            engine.step()
+        return engine.log.columns
+
+
+def _lengths(cell: Cell) -> list[int]:
+    """Draft tokens per request of a verification cell: even, or as uneven as they can be."""
+    each = cell.tokens // cell.requests - 1
+    if not cell.ragged:
+        return [each] * cell.requests
+    return [0 if i % 2 else 2 * each for i in range(cell.requests - cell.requests % 2)] + [each] * (
+        cell.requests % 2
+    )
+
+
+def measure(target: Target, drafter: Drafter | None, shapes: Grid) -> pd.DataFrame:
+    """The ``steps`` table (``gpu_traces.schema``) of these models on this machine."""
+    return Profiler(target, drafter, shapes).run()
+
+
+def summary(steps: pd.DataFrame, gamma: int) -> str:
+    """Medians per shape, and how well a latency model fits them."""
+    shape = ["mode", "requests", "tokens", "context_tokens", "draft_length", "ragged"]
+    table = steps.groupby(shape)["microseconds"].median().div(1e3).round(2).rename("median ms")
+    _, report = fit_latency(steps, origin=Origin("measured", "this machine"), gamma=gamma)
+    return f"{table.reset_index().to_string(index=False)}\nfit: {report}"
+
+
+def load_models(args: argparse.Namespace) -> tuple[Target, Drafter | None]:
+    """The models that the options name, loaded or of random weights."""
+    import drafters
+    from drafters.shapes import random_drafter, random_target
+
+    dtype = getattr(torch, args.dtype)
+    if args.shape:
+        target = random_target(args.shape, dtype, args.device)
+    else:
+        target = load_target(args.target, dtype, args.device)
+    if args.drafter_shape:
+        return target, random_drafter(args.drafter_shape, target)
+    return target, drafters.load(args.drafter, target) if args.drafter else None
+
+
+def manifest(args: argparse.Namespace, gamma: int) -> Manifest:
+    """A latency-only manifest: where and how the samples were taken."""
+    from drafters import trace  # it records bundles, and profiles for them
+
+    made_up = bool(args.shape or args.drafter_shape)
+    return Manifest(
+        name=args.out.name,
+        kind="measured",
+        hardware=args.hardware or trace.hardware_name(args.device),
+        device=args.device.split(":")[0],
+        driver=trace.driver_version(args.device),
+        target=args.shape or args.target,
+        target_sha256="",
+        drafter=args.drafter_shape or args.drafter,
+        drafter_sha256="",
+        gamma=gamma,
+        temperatures=(),
+        domains=(),
+        versions={p: version(p) for p in ("torch", "transformers", "numpy")},
+        command="python -m drafters.profile " + " ".join(args.command_line),
+        seed=0,
+        commit=trace.git_commit(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        notes="latency only: random weights of this architecture" if made_up else "latency only",
+    )
+
+
+def parser() -> argparse.ArgumentParser:
+    """Options of the command."""
+    made = argparse.ArgumentParser(
+        prog="python -m drafters.profile",
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = made.add_argument
+    add("--target", default="smollm2-135m", help="fetched name, local folder or hub id")
+    add("--drafter", default="", help="drafter folder, shipped name or 'ngram'; empty: none")
+    add("--shape", default="", help="random target of this architecture, as qwen3-8b")
+    add("--drafter-shape", default="", help="random drafter, as dspark-5L (family, layers)")
+    add("--grid", choices=tuple(GRIDS), default="cpu", help="shapes to measure")
+    add("--repetitions", type=int, default=0, help="kept rounds; 0: the grid's own")
+    add("--out", type=Path, required=True, help="bundle folder to write")
+    add("--force", action="store_true", help="overwrite --out")
+    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="precision")
+    add("--device", default="cpu", help="torch device")
+    add("--threads", type=int, default=0, help="CPU threads; 0: torch's choice")
+    add("--hardware", default="", help="machine name in the manifest; empty: detected")
+    return made
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure, print, write."""
+    if args.out.exists() and not args.force:
+        raise UserError(f"{args.out} exists; choose another --out or overwrite with --force")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    target, drafter = load_models(args)
+    shapes = grid(args.grid)
+    if args.repetitions:
+        shapes = replace(shapes, repetitions=args.repetitions)
+    steps = measure(target, drafter, shapes)
+    gamma = drafter.gamma if drafter else 0
+    print(summary(steps, gamma))
+    write_bundle(args.out, manifest(args, gamma), {"steps": steps}, force=args.force)
+    print(f"wrote {args.out}: {len(steps)} samples, latency only")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code 0, 2 after one line on stderr, 130 when interrupted."""
+    argv = sys.argv[1:] if argv is None else argv
+    args = parser().parse_args(argv)
+    args.command_line = argv
+    try:
+        run(args)
+    except (UserError, BundleError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; nothing was written", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
