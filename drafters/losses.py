@@ -40,7 +40,8 @@ def with_negatives(kept: Tensor, vocab_size: int, count: int) -> Candidates:
 class _FusedLoss(torch.autograd.Function):
     """Row-wise a_ce CE + a_l1 L1 from logits, with the closed-form gradient in few passes.
 
-    d CE / d logit = p_d - onehot; d L1 / d logit_i = p_i (s_i - sum_j s_j p_j), s = sign(p_d - p_t).
+    d CE / d logit = p_d - onehot; d L1 / d logit_i = p_i (s_i - sum_j s_j p_j) with
+    s = sign(p_d - p_t).
     """
 
     @staticmethod
@@ -54,7 +55,7 @@ class _FusedLoss(torch.autograd.Function):
         gradient = signs.sub_((signs * p).sum(-1, keepdim=True)).mul_(a_l1).add_(a_ce).mul_(p)
         gradient.scatter_add_(1, label.unsqueeze(1), gradient.new_full((len(p), 1), -a_ce))
         ctx.save_for_backward(gradient.to(logits.dtype))
-        ctx.mark_non_differentiable(l1)
+        ctx.mark_non_differentiable(ce, l1)
         return a_ce * ce + a_l1 * l1, ce, l1
 
     @staticmethod
@@ -72,6 +73,20 @@ def ce_and_l1(
     index of the true token among the candidates (< kept).
     """
     return _FusedLoss.apply(logits, target, tail, label, kept, a_ce, a_l1)  # type: ignore[no-any-return]
+
+
+def soft_ce_and_l1(
+    logits: Tensor, target: Tensor, tail: Tensor, kept: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows of (CE to the target's whole distribution, the same detached, L1); see ``ce_and_l1``."""
+    log_p = torch.log_softmax(logits.float(), -1)
+    ce = -(target * log_p[:, :kept]).sum(-1)
+    if kept < logits.shape[1]:
+        ce = ce - tail * log_p[:, kept:].logsumexp(-1)
+    with torch.no_grad():
+        p = log_p.exp()
+        l1 = (p[:, :kept] - target).abs().sum(-1) + (p[:, kept:].sum(-1) - tail).abs()
+    return ce, ce.detach(), l1
 
 
 def position_weights(gamma: int, decay: float = 4.0) -> Tensor:

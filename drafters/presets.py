@@ -8,16 +8,23 @@ projections, a fresh drafter already attends as the target does; only its querie
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from drafters.block import BlockDrafter
 from drafters.config import DraftConfig
+from drafters.eagle3 import Eagle3Drafter
 from drafters.errors import UserError
 from drafters.layers import DecoderLayer
+from drafters.module import DraftModule
+from drafters.mtp import MTPDrafter
+from drafters.recurrent import RecurrentDrafter
 from drafters.target import Target
 
 MASK_TOKEN = 3  # SmolLM2: a reserved token that no response holds
+FRESH_STD = 0.01  # of weights that nothing of the target's can start
 
 
 def default_feature_layers(num_layers: int) -> tuple[int, ...]:
@@ -25,35 +32,89 @@ def default_feature_layers(num_layers: int) -> tuple[int, ...]:
     return (num_layers // 4, num_layers // 2, num_layers - 3)
 
 
-def build_drafter(family: str, target: Target, args: argparse.Namespace) -> BlockDrafter:
-    """A fresh trainable drafter that shares the target's embeddings (frozen)."""
-    layers = tuple(args.feature_layers or default_feature_layers(target.num_layers))
+def build_drafter(family: str, target: Target, args: argparse.Namespace) -> DraftModule:
+    """A fresh trainable drafter that shares the target's embeddings (frozen).
+
+    ``args``: feature_layers, gamma; for block families also layers, rank, head.
+    """
+    last = (target.num_layers - 1,)
+    layers = last if family == "mtp" else default_feature_layers(target.num_layers)
+    layers = tuple(args.feature_layers or layers)
+    if family != "mtp":
+        _check_layers(layers, target)
+    common = {
+        "family": family,
+        "shape": target.shape,
+        "vocab_size": target.vocab_size,
+        "num_target_layers": target.num_layers,
+        "target_layer_ids": layers,
+        "gamma": args.gamma,
+    }
+    if family in ("eagle3", "mtp"):
+        drafter = _recurrent_drafter(DraftConfig(num_layers=1, **common), target)
+    else:
+        drafter = _block_drafter(common, target, args)
+    return share_embeddings(drafter, target)
+
+
+def _check_layers(layers: tuple[int, ...], target: Target) -> None:
     if max(layers) >= target.num_layers - 1 or min(layers) < -1:
         raise UserError(
             f"feature layers {layers} do not fit a target of {target.num_layers} layers; "
             f"allowed: -1..{target.num_layers - 2}"
         )
-    dspark = family == "dspark"
+
+
+def _block_drafter(
+    common: dict[str, Any], target: Target, args: argparse.Namespace
+) -> BlockDrafter:
+    dspark = common["family"] == "dspark"
     config = DraftConfig(
-        family=family,
-        shape=target.shape,
-        vocab_size=target.vocab_size,
-        num_target_layers=target.num_layers,
         num_layers=args.layers,
-        target_layer_ids=layers,
-        gamma=args.gamma,
         mask_token_id=MASK_TOKEN,
         markov_rank=args.rank if dspark else 0,
         markov_head_type=args.head,
         confidence_head=dspark,
         confidence_with_markov=dspark,
+        **common,
     )
     drafter = BlockDrafter(config)
     _start_from(drafter, target)
-    return share_embeddings(drafter, target)
+    return drafter
 
 
-def share_embeddings(drafter: BlockDrafter, target: Target) -> BlockDrafter:
+@torch.no_grad()
+def _recurrent_drafter(config: DraftConfig, target: Target) -> RecurrentDrafter:
+    """Starts as the target's last layer run on the fused features; the embedding fades in."""
+    source, size = target.layers[-1], target.shape.hidden_size
+    if config.family == "mtp":
+        mtp = MTPDrafter(config)
+        mtp.layer.load_state_dict(source.state_dict())
+        torch.nn.init.normal_(mtp.eh_proj.weight, std=FRESH_STD)
+        mtp.eh_proj.weight[:, size:] += torch.eye(size)
+        mtp.norm.weight.copy_(target.norm.weight)
+        return mtp
+    eagle = Eagle3Drafter(config.with_shape(input_size=2 * size))
+    torch.nn.init.normal_(eagle.fc.weight, std=FRESH_STD)
+    eagle.fc.weight[:, -size:] += torch.eye(size)
+    layer, attention = eagle.layer, source.self_attn
+    widened = {
+        f"self_attn.{name}.weight": _widened(getattr(attention, name).weight)
+        for name in ("q_proj", "k_proj", "v_proj")
+    }
+    layer.load_state_dict(source.state_dict() | widened, strict=False)
+    layer.input_layernorm.weight.fill_(1.0)
+    layer.hidden_norm.weight.copy_(source.input_layernorm.weight)
+    eagle.norm.weight.copy_(target.norm.weight)
+    return eagle
+
+
+def _widened(weight: Tensor) -> Tensor:
+    """[out, d] -> [out, 2 d]: small fresh columns for the embedding, then the given ones."""
+    return torch.cat((FRESH_STD * torch.randn_like(weight), weight), 1)
+
+
+def share_embeddings(drafter: DraftModule, target: Target) -> DraftModule:
     """Point the drafter's frozen embedding and output head at the target's tensors."""
     drafter.embed_tokens.weight = target.embed_tokens.weight
     drafter.lm_head.weight = target.lm_head.weight
@@ -63,7 +124,7 @@ def share_embeddings(drafter: BlockDrafter, target: Target) -> BlockDrafter:
 @torch.no_grad()
 def _start_from(drafter: BlockDrafter, target: Target) -> None:
     size = target.shape.hidden_size
-    torch.nn.init.normal_(drafter.fc.weight, std=0.01)
+    torch.nn.init.normal_(drafter.fc.weight, std=FRESH_STD)
     drafter.fc.weight[:, -size:] += torch.eye(size)
     for i, layer in enumerate(drafter.layers):
         source = target.layers[target.num_layers - drafter.config.num_layers + i]

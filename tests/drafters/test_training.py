@@ -1,0 +1,213 @@
+"""Training: the packed loss is the formula, every family learns, and a killed run resumes.
+
+One response set of a tiny target; losses over the whole vocabulary, so nothing is sampled.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import drafters
+from drafters import train
+from drafters.corpus import Sequence, Supervisor
+from drafters.losses import soft_ce_and_l1
+from drafters.objectives import (
+    DEFAULT_WEIGHTS,
+    STEP_DECAY,
+    Weights,
+    batch_loss,
+    make_objective,
+    pack,
+    packed_loss,
+    trained_depth,
+)
+from drafters.target import Target
+from tests.drafters.families import LAYERS, tiny_drafter, tiny_target
+
+VOCAB, GAMMA = 40, 4
+TARGET = tiny_target(VOCAB)
+
+
+def sequences() -> list[Sequence]:
+    generator = torch.Generator().manual_seed(0)
+    sizes = [(14, 4), (9, 3), (22, 10)]
+    return [Sequence(torch.randint(VOCAB - 1, (n,), generator=generator), s) for n, s in sizes]
+
+
+def supervised(feature_layers: tuple[int, ...]):  # type: ignore[no-untyped-def]
+    rows = sequences()
+    return rows, Supervisor(TARGET, feature_layers, cache_gb=0)([0, 1, 2], rows)
+
+
+def test_anchors_and_labels_stay_inside_the_response() -> None:
+    rows, told = supervised((0,))
+    batch = pack(rows, told, GAMMA, 8)
+    for i, row in enumerate(rows):
+        real = batch.anchors[i][batch.valid[i, :, 0]]
+        assert len(real) == min(8, len(row.tokens) - 1 - row.start)
+        assert len(set(real.tolist())) == len(real)
+        assert real.min() >= row.start
+        assert batch.valid[i].sum() == sum(
+            min(GAMMA, len(row.tokens) - 1 - a) for a in real.tolist()
+        )
+        for a, anchor in enumerate(batch.anchors[i].tolist()):
+            for j in range(GAMMA):
+                if batch.valid[i, a, j]:
+                    assert batch.labels[i, a, j] == row.tokens[anchor + j + 1]
+                    assert batch.in_block[i, a, j] == row.tokens[anchor + j]
+
+
+@pytest.mark.parametrize("family", ["dspark", "rnn", "dflash", "eagle3", "mtp"])
+def test_packed_loss_is_the_formula(family: str) -> None:
+    """Recomputed anchor by anchor through ``draft_logits``, in fp32, over the whole vocabulary."""
+    kind = {"rnn": "dspark"}.get(family, family)
+    drafter = tiny_drafter(family, TARGET, GAMMA)
+    rows, told = supervised(drafter.feature_layers)
+    # 16-bit supervision off: the formula is tested, not the storage
+    told = [replace(t, features=t.features.float(), kept=torch.arange(VOCAB)) for t in told]
+    for row, t in zip(rows, told, strict=True):
+        where = torch.arange(len(row.tokens))[None]
+        out = TARGET(row.tokens[None], where, feature_layers=drafter.feature_layers)
+        t.probs = torch.softmax(TARGET.lm_head(out.hidden[0, row.start :]), -1)
+    objective = make_objective(kind, GAMMA, DEFAULT_WEIGHTS[kind], 3, negatives=0)
+    batch = pack(rows, told, GAMMA, 3)
+    loss, metrics = packed_loss(drafter, batch, rows, told, objective)
+
+    weights, total, mass, accepts = objective.weights, 0.0, 0.0, [[] for _ in range(GAMMA)]
+    for i, (row, t) in enumerate(zip(rows, told, strict=True)):
+        text = torch.nn.functional.pad(row.tokens, (0, GAMMA))
+        for anchor in batch.anchors[i][batch.valid[i, :, 0]].tolist():
+            features = t.features.to(torch.bfloat16).float()
+            out = drafter.draft_logits(features, text, anchor, teacher_forced=True)
+            for j in range(min(GAMMA, len(row.tokens) - 1 - anchor)):
+                p_d, p_t = out.logits[j].softmax(-1), t.probs[anchor + j - row.start]
+                l1 = float((p_d - p_t).abs().sum())
+                hard = -float(p_d[row.tokens[anchor + j + 1]].log())
+                soft = -float((p_t * p_d.log()).sum())
+                value = weights.ce * (soft if weights.soft else hard) + weights.l1 * l1
+                if out.confidences is not None:
+                    c, y = float(out.confidences[j]), 1 - 0.5 * l1
+                    bce = -y * torch.tensor(c).log() - (1 - y) * torch.tensor(1 - c).log()
+                    value += weights.confidence * float(bce)
+                w = (
+                    STEP_DECAY[kind] ** j
+                    if kind in STEP_DECAY
+                    else float(torch.tensor(-j / 4).exp())
+                )
+                total, mass = total + w * value, mass + w
+                accepts[j].append(1 - 0.5 * l1)
+    assert float(loss) == pytest.approx(total / mass, rel=2e-3)
+    for j, values in enumerate(accepts):
+        assert metrics[f"accept_{j + 1}"] == pytest.approx(sum(values) / len(values), abs=2e-3)
+
+
+def test_soft_loss_gradient_vanishes_at_the_target() -> None:
+    torch.manual_seed(0)
+    wanted = torch.randn(5, 12)
+    p = wanted.softmax(-1)
+    logits = wanted.clone().requires_grad_(True)
+    loss, ce, l1 = soft_ce_and_l1(logits, p[:, :8], p[:, 8:].sum(-1), 8)
+    loss.sum().backward()
+    assert logits.grad.abs().max() < 1e-6
+    assert l1.max() < 1e-5
+    entropy = -(p[:, :8] * p[:, :8].log()).sum(-1) - p[:, 8:].sum(-1) * p[:, 8:].sum(-1).log()
+    torch.testing.assert_close(ce, entropy)
+
+
+def test_weights_start_with_cross_entropy() -> None:
+    weights = Weights(0.1, 0.9, 1.0)
+    assert weights.at(0.0) == Weights(1.0, 0.0, 1.0)
+    end = weights.at(0.5)
+    assert (end.ce, end.l1) == (pytest.approx(0.1), 0.9)
+
+
+def test_trained_depths() -> None:
+    assert [trained_depth(f, 7) for f in ("dspark", "dflash", "eagle3", "mtp")] == [7, 7, 7, 3]
+    assert trained_depth("mtp", 7, 1) == 1
+    assert trained_depth("dspark", 7, 2) == 7
+
+
+@pytest.fixture
+def responses(tmp_path: Path) -> Path:
+    path = tmp_path / "responses.jsonl"
+    lines = [
+        {
+            "prompt_tokens": s.tokens[: s.start].tolist(),
+            "response_tokens": s.tokens[s.start :].tolist(),
+        }
+        for s in sequences()
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def command(responses: Path, out: Path, family: str, steps: int) -> list[str]:
+    made = ["--drafter", family, "--responses", str(responses), "--out", str(out)]
+    made += ["--steps", str(steps), "--gamma", str(GAMMA), "--layers", "1", "--rank", "6"]
+    made += ["--feature-layers", str(LAYERS - 1 if family == "mtp" else 1), "--lr", "3e-3"]
+    return made + ["--dtype", "float32", "--anchors", "8", "--batch", "3", "--log-every", "5"]
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*_: object) -> Target:
+        return TARGET
+
+    monkeypatch.setattr(train, "load_target", load)
+
+
+@pytest.mark.parametrize("family", ["dspark", "dflash", "eagle3", "mtp"])
+def test_every_family_learns_by_heart(family: str, responses: Path, tmp_path: Path) -> None:
+    """60 steps on three short texts must cut the error rate of the first draft token visibly."""
+    assert train.main(command(responses, tmp_path / family, family, 60)) == 0
+    curve = (tmp_path / family / "curve.csv").read_text().splitlines()
+    column = curve[0].split(",").index("ce")
+    first, last = (float(line.split(",")[column]) for line in (curve[1], curve[-1]))
+    assert last < first - 0.3
+    drafter = drafters.load(tmp_path / family, TARGET)
+    assert drafter.config.family == family
+    assert drafter.gamma == GAMMA
+
+
+@pytest.mark.parametrize("family", ["dspark", "eagle3"])
+def test_resumed_run_goes_on(family: str, responses: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert train.main(command(responses, out, family, 5)) == 0
+    before = drafters.load(out, TARGET).state_dict()
+    assert train.main(command(responses, out, family, 10)) == 0
+    rows = (out / "curve.csv").read_text().splitlines()[1:]
+    assert [row.split(",")[0] for row in rows] == ["5", "10"]
+    after = drafters.load(out, TARGET).state_dict()
+    assert any(not torch.equal(before[k], after[k]) for k in before)
+
+
+def test_nan_stops_and_keeps_the_checkpoint(
+    responses: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "run"
+    assert train.main(command(responses, out, "dspark", 5)) == 0
+    kept = (out / "model.safetensors").read_bytes()
+
+    def broken(*arguments: object) -> object:
+        loss, metrics = batch_loss(*arguments)  # type: ignore[arg-type]
+        return loss, metrics | {"loss": float("nan")}
+
+    monkeypatch.setattr(train, "batch_loss", broken)
+    assert train.main(command(responses, out, "dspark", 10)) == 2
+    assert "loss became nan at step 5" in capsys.readouterr().err
+    assert (out / "model.safetensors").read_bytes() == kept
+
+
+def test_absent_responses_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main(command(tmp_path / "none.jsonl", tmp_path / "out", "dspark", 5)) == 2
+    error = capsys.readouterr().err
+    assert "none.jsonl does not exist" in error
+    assert error.count("\n") == 1
