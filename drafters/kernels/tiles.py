@@ -28,6 +28,12 @@ def log_sum_exp(x, axis: tl.constexpr):
 
 
 @triton.jit
+def inverse_temperature(temperature):
+    """1 / T, or 1 where T is 0: one division a row instead of one an entry."""
+    return 1.0 / tl.where(temperature > 0, temperature, 1.0)
+
+
+@triton.jit
 def block_values(scaled, greedy):
     """What a vocabulary block [n, BLOCK] is worth to each row: its largest logit where ``greedy``
     [n], else the log of its mass."""

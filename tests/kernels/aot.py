@@ -2,9 +2,9 @@
 
     python -m tests.kernels.aot [operation ...]
 
-The host functions run on meta tensors of the first and last benchmark shape; each launch is caught, turned into
-a signature (types, divisibility by 16, constants) and compiled down to machine code by ptxas. One
-line of JSON per kernel: name, registers and bytes of stack per thread, bytes of shared memory.
+The host functions run on meta tensors of the first and last benchmark shape; each launch is caught,
+turned into a signature (types, divisibility by 16, constants) and compiled to machine code by
+ptxas. One line of JSON per kernel: name, registers and stack bytes per thread, shared bytes.
 Must run without TRITON_INTERPRET, hence in a process of its own.
 """
 

@@ -2,7 +2,7 @@
 
 Regimes and what each catches: one token and whole prefill chunks, requests without rows, contexts
 that end inside a block, head sizes that are no power of two, no grouping and wide groups, shuffled
-block tables with poison in every block that no request owns, a context cut into splits of which
+block tables with poison in every place that no request owns, a context cut into splits of which
 some are empty, blocks beyond 32-bit offsets.
 """
 
@@ -44,7 +44,7 @@ def case(
     block_size: int = 16,
     padding: int = 2,
 ) -> Case:
-    """``heads`` = (query heads, key heads, size); blocks that nobody owns hold NaN."""
+    """``heads`` = (query heads, key heads, size); what no request owns holds NaN."""
     (query_heads, kv_heads, size), g = heads, torch.Generator().manual_seed(sum(contexts))
     needed = [-(-context // block_size) for context in contexts]
     order = torch.randperm(sum(needed) + 3, generator=g)
@@ -54,6 +54,8 @@ def case(
         mine = order[sum(needed[:r]) :][:count]
         tables[r, :count] = mine
         cache[:, mine] = torch.randn((2, count, *cache.shape[2:]), generator=g)
+        if contexts[r] % block_size:
+            cache[:, mine[-1], contexts[r] % block_size :] = float("nan")
     queries = torch.randn((sum(rows) + padding, query_heads, size), generator=g)
     arguments = Case(
         queries.to(dtype),

@@ -21,6 +21,7 @@ from drafters.kernels.tiles import (
     block_values,
     interpreted,
     inverse_cdf,
+    inverse_temperature,
     low_rank,
     low_rank_row,
 )
@@ -127,7 +128,7 @@ def _block_values(
     bias = low_rank(latents, (row * gamma + k) * RANK, live, w2, column, real, RANK, BLOCK_K, WIDE)
     temperature = tl.load(temperatures + row, mask=live, other=0.0)
     greedy = temperature == 0
-    scaled = (base.to(tl.float32) + bias) / tl.where(greedy, 1.0, temperature)[:, None]
+    scaled = (base.to(tl.float32) + bias) * inverse_temperature(temperature)[:, None]
     scaled = tl.where(real[None, :], scaled, NEGATIVE_INFINITY)
     blocks = tl.num_programs(1)
     tl.store(values + row * blocks + block, block_values(scaled, greedy), mask=live)
@@ -188,7 +189,7 @@ def _pick(
     base = logits + row * logits_stride_r + k * logits_stride_k + column
     base = tl.load(base, mask=real, other=0.0).to(tl.float32)
     bias = low_rank_row(latent, w2, column, real, RANK, BLOCK_K)
-    scaled = (base + bias) / tl.where(greedy, 1.0, temperature)
+    scaled = (base + bias) * inverse_temperature(temperature)
     scaled = tl.where(real, scaled, NEGATIVE_INFINITY)
     drawn, before = inverse_cdf(tl.exp(scaled - top).to(tl.float64), target - before)
     lane = tl.where(greedy, tl.argmax(scaled, 0), drawn)

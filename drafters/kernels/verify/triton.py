@@ -24,6 +24,7 @@ from drafters.kernels.tiles import (
     block_values,
     interpreted,
     inverse_cdf,
+    inverse_temperature,
     log_sum_exp,
     low_rank,
     low_rank_row,
@@ -156,9 +157,8 @@ def _row_values(
 def _scaled_target(row, column, vocab, temperature):
     """Logits over temperature at pointer ``row``, -inf past the vocabulary; and whether T is 0."""
     temperature = tl.load(temperature)
-    greedy = temperature == 0
     logits = tl.load(row + column, mask=column < vocab, other=NEGATIVE_INFINITY).to(tl.float32)
-    return logits / tl.where(greedy, 1.0, temperature), greedy
+    return logits * inverse_temperature(temperature), temperature == 0
 
 
 @triton.jit
@@ -258,12 +258,12 @@ def _residual_masses(
     temperature = tl.load(temperatures + request, mask=live, other=0.0)
     live = live & (at < drafts) & (temperature > 0)
     if tl.max(live.to(tl.int32), 0) > 0:
-        divisor = tl.where(live, temperature, 1.0)[:, None]
+        scale = inverse_temperature(temperature)[:, None]
         column = block * BLOCK_V + tl.arange(0, BLOCK_V)
         real = column < vocab
         mask = live[:, None] & real[None, :]
         logits = target + ((first + at) * target_stride)[:, None] + column[None, :]
-        logits = tl.load(logits, mask=mask, other=0.0).to(tl.float32) / divisor
+        logits = tl.load(logits, mask=mask, other=0.0).to(tl.float32) * scale
         normalizer = tl.load(normalizers + first + at, mask=live, other=0.0)
         mass = tl.exp(logits - normalizer[:, None])
         cell = request * gamma + at
@@ -274,7 +274,7 @@ def _residual_masses(
             if RANK > 0:
                 draft += low_rank(latents, cell * RANK, live, w2, column, real, RANK, BLOCK_K, WIDE)
             normalizer = tl.load(draft_normalizers + cell, mask=live, other=0.0)
-            mass -= tl.exp(draft / divisor - normalizer[:, None])
+            mass -= tl.exp(draft * scale - normalizer[:, None])
         else:
             token = tl.load(draft_tokens + cell, mask=live, other=0)
             mass = tl.where(column[None, :] == token[:, None], 0.0, mass)
@@ -355,7 +355,9 @@ def _choose(
                         latents + cell * RANK, w2, column, column < vocab, RANK, BLOCK_K
                     )
                 draft_normalizer = tl.load(draft_normalizers + cell)
-                mass = tl.maximum(mass - tl.exp(draft / temperature - draft_normalizer), 0.0)
+                mass = tl.maximum(
+                    mass - tl.exp(draft * inverse_temperature(temperature) - draft_normalizer), 0.0
+                )
             else:
                 mass = tl.where(column == tl.load(draft_tokens + cell), 0.0, mass)
         drawn, before = inverse_cdf(mass.to(tl.float64), goal - before)
