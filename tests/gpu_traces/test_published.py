@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from functools import cache
+from xml.etree import ElementTree
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
-from gpu_traces.calibration import calibrate
-from gpu_traces.generator import Difficulty, draw_traces, solve_means
 from gpu_traces.published import (
-    STS,
     latency_names,
     published_latency,
     published_table,
     published_traces,
-    raw_confidence,
     trace_names,
     trace_rates,
 )
-from gpu_traces.walk import accepted_length, room, walked_anchors
+from gpu_traces.published_check import (
+    alpaca,
+    expected_calibration_error,
+    latency_figure,
+    roc_auc,
+    threshold_sweep,
+)
+from gpu_traces.walk import accepted_length
 from tests.gpu_traces.test_generator import clustered_error, one_domain
-
-Floats = npt.NDArray[np.float64]
 
 
 @pytest.mark.parametrize("name", trace_names())
@@ -58,50 +58,34 @@ def test_accepted_length_agrees_with_table_1(name: str, drafter: str) -> None:
         assert made[str(domain).lower()] == pytest.approx(length, abs=0.1)
 
 
-@cache
-def alpaca() -> tuple[Floats, Floats, Floats]:
-    """Raw and STS-calibrated cumulative confidences [rounds, 7] and prefix outcomes [rounds, 7].
-
-    Conditional rates of Alpaca, from the observed survivals of Fig. 6 (geometric between them).
-    """
-    rates = (0.769, 0.737, 0.737, 0.727, 0.727, 0.7245, 0.7245)
-    means = solve_means((rates,), Difficulty())
-    traces = draw_traces(("alpaca",), means, Difficulty(), 1000, 400, seed=6)
-    rows = walked_anchors(traces)
-    rows = rows[room(traces, rows) == traces.gamma]
-    raw = raw_confidence(traces.alpha[rows])
-    outcome = traces.accepted[rows, None] > np.arange(7)
-    after = calibrate(raw, STS)
-    return np.cumprod(raw, axis=1), np.cumprod(after, axis=1), outcome.astype(float)
-
-
-def ece(predicted: Floats, outcome: Floats) -> float:
-    """Expected calibration error over 20 equal-width bins."""
-    bins = np.minimum((predicted * 20).astype(int), 19)
-    gap = np.bincount(bins, predicted - outcome, 20)
-    return float(np.abs(gap).sum() / predicted.size)
-
-
-def auc(predicted: Floats, outcome: Floats) -> float:
-    """Probability that an accepted prefix ranks above a rejected one."""
-    rank = np.empty(predicted.size)
-    rank[np.argsort(predicted, kind="stable")] = np.arange(1, predicted.size + 1)
-    positive = outcome.sum()
-    negative = outcome.size - positive
-    return float((rank[outcome > 0].sum() - positive * (positive + 1) / 2) / (positive * negative))
-
-
 @pytest.mark.parametrize("row", published_table("paper_fig6_ece_auc").to_dict("records"))
 def test_confidences_are_as_wrong_and_as_sharp_as_the_papers(row: dict[str, float]) -> None:
     """Fig. 6 at positions 1, 3, 5, 7: ECE before and after STS within 0.01, AUC within 0.025. The
     sample has 110,000 rounds (standard errors under 0.003), so the tolerance is the fit's own.
     """
     k = int(row["draft_position"]) - 1
-    before, after, outcome = alpaca()
-    assert ece(before[:, k], outcome[:, k]) == pytest.approx(row["ece_before"], abs=0.01)
-    assert ece(after[:, k], outcome[:, k]) == pytest.approx(row["ece_after"], abs=0.01)
-    assert auc(after[:, k], outcome[:, k]) == pytest.approx(row["roc_auc"], abs=0.025)
-    assert before[:, k].mean() > outcome[:, k].mean() + 0.02
+    sample = alpaca()
+    before, after, outcome = sample.before[:, k], sample.after[:, k], sample.outcome[:, k]
+    raw_error = expected_calibration_error(before, outcome)
+    assert raw_error == pytest.approx(row["ece_before"], abs=0.01)
+    assert expected_calibration_error(after, outcome) == pytest.approx(row["ece_after"], abs=0.01)
+    assert roc_auc(after, outcome) == pytest.approx(row["roc_auc"], abs=0.025)
+    assert before.mean() > outcome.mean() + 0.02
+
+
+def test_calibration_error_and_auc_by_hand() -> None:
+    predicted, outcome = np.array([0.1, 0.3, 0.6, 0.9]), np.array([0.0, 1.0, 0.0, 1.0])
+    error = expected_calibration_error(predicted, outcome)
+    assert error == pytest.approx((0.1 + 0.7 + 0.6 + 0.1) / 4)
+    assert roc_auc(predicted, outcome) == pytest.approx(3 / 4)
+
+
+@pytest.mark.parametrize("domain", ["Math", "Chat"])
+def test_threshold_sweep_that_was_not_fitted(domain: str) -> None:
+    """Fig. 5: accepted and rejected tokens per step within 0.3 and 0.6 at all ten thresholds."""
+    sweep = threshold_sweep(domain, responses=60)
+    assert (sweep["accepted"] - sweep["made accepted"]).abs().max() < 0.3
+    assert (sweep["rejected"] - sweep["made rejected"]).abs().max() < 0.6
 
 
 @pytest.mark.parametrize("position", [1, 3, 5, 7])
@@ -109,8 +93,7 @@ def test_spread_of_raw_confidences_matches_the_histogram(position: int) -> None:
     """Largest difference between the distribution functions at the 20 bin edges: 0.09 at most."""
     table = published_table("paper_fig6_histogram")
     share = table[table["draft_position"] == position]["sample_share"].to_numpy()
-    before, _, _ = alpaca()
-    mine, _ = np.histogram(before[:, position - 1], bins=20, range=(0, 1))
+    mine, _ = np.histogram(alpaca().before[:, position - 1], bins=20, range=(0, 1))
     gap = np.cumsum(share / share.sum()) - np.cumsum(mine / mine.sum())
     assert np.abs(gap).max() < 0.09
 
@@ -178,3 +161,9 @@ def test_unknown_names_list_the_known() -> None:
     with pytest.raises(ValueError, match="unknown published table 'fig99'"):
         published_table("fig99")
     assert len(latency_names()) == 2
+
+
+def test_figures_are_well_formed_svg() -> None:
+    root = ElementTree.fromstring(latency_figure())
+    assert root.tag.endswith("svg")
+    assert len([e for e in root.iter() if e.tag.endswith("path")]) > 15
