@@ -154,7 +154,7 @@ def _numbers(frame: pd.DataFrame, column: str, name: str) -> Floats:
     bad = np.flatnonzero(~np.isfinite(numbers))
     if bad.size:
         given = frame[column].iloc[bad[0]]
-        raise ValueError(f"{name}: {column} is {given!r} in row {bad[0]}; it must be a number")
+        raise ValueError(f"{name}: {column} is {str(given)!r} in row {bad[0]}; it must be a number")
     return numbers
 
 

@@ -1,7 +1,8 @@
-"""Traffic from the command line: list, describe, convert and download request tables.
+"""Traffic from the command line: list, describe, convert, check and download request tables.
 
     python -m sim.traffic list
     python -m sim.traffic describe azure-code --requests 200000
+    python -m sim.traffic check azure-code
     python -m sim.traffic fetch azure-2023-conv --out traces
     python -m sim.traffic convert traces/AzureLLMInferenceTrace_conv.csv --out conv.parquet
     python -m sim.traffic convert reasoning --requests 50000 --rate 4 --method thin --out r.parquet
@@ -28,13 +29,14 @@ from sim.importers import load
 from sim.request_table import RequestTable, clipped, scaled, write_parquet
 from sim.scaling import METHODS
 from sim.scenarios import SCENARIOS, generate, scenario
+from sim.traffic_check import compare
 from sim.traffic_stats import describe
 
 DEFAULT_REQUESTS = 100_000
 
 
 def parser() -> argparse.ArgumentParser:
-    """The five verbs and their options."""
+    """The verbs and their options."""
     made = options.Parser("python -m sim.traffic", (__doc__ or "").partition("\n")[0])
     verbs = made.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=_Verb)
     verbs.add_parser("list", help="scenarios, and public traces that can be fetched")
@@ -44,6 +46,9 @@ def parser() -> argparse.ArgumentParser:
     made_into = verbs.add_parser("convert", help="write a source as a request table (Parquet)")
     _add_source(made_into)
     made_into.add_argument("--out", type=Path, required=True, metavar="FILE.parquet")
+    held = verbs.add_parser("check", help="hold scenarios against the published figures")
+    held.add_argument("scenarios", metavar="SCENARIO", nargs="*", help="unset: all")
+    held.add_argument("--seed", type=options.whole(0), default=0)
     got = verbs.add_parser("fetch", help="download a public trace")
     got.add_argument("name", metavar="NAME", help=f"one of {', '.join(TRACES)}")
     got.add_argument("--out", type=Path, default=Path("traces"), metavar="FOLDER")
@@ -146,7 +151,7 @@ def _describe(args: argparse.Namespace) -> None:
     shown = Table("statistic", "value")
     shown.columns[1].justify = "right"
     for name, value in stats.items():
-        shown.add_row(name, f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}")
+        shown.add_row(name, _short(value))
     console.print(shown)
 
 
@@ -158,11 +163,34 @@ def _convert(args: argparse.Namespace) -> None:
     print(f"{args.out}: {table.requests:,} requests, {table.origin}")
 
 
+def _check(args: argparse.Namespace) -> None:
+    """Print the Markdown table of docs/traffic.md."""
+    print("| scenario | statistic | published | generated | tolerance | within |")
+    print("| --- | --- | ---: | ---: | ---: | --- |")
+    for name in args.scenarios or SCENARIOS:
+        for row in compare(name, args.seed).itertuples():
+            tolerance = f"{row.tolerance:.0%}" if row.kind == "relative" else f"{row.tolerance:g}"
+            print(
+                f"| {name} | {row.statistic} | {_short(row.published)} | {_short(row.generated)} "
+                f"| {tolerance} | {'yes' if row.within else 'NO'} |"
+            )
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
 def _fetch(args: argparse.Namespace) -> None:
     print(fetch(args.name, args.out))
 
 
-VERBS = {"list": _list, "describe": _describe, "convert": _convert, "fetch": _fetch}
+VERBS = {
+    "list": _list,
+    "describe": _describe,
+    "convert": _convert,
+    "check": _check,
+    "fetch": _fetch,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

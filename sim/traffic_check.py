@@ -15,7 +15,7 @@ import pandas as pd
 
 from sim.arrivals import Floats
 from sim.request_table import RequestTable
-from sim.scenarios import generate
+from sim.scenarios import generate, scenario
 from sim.traffic_stats import Stats, arrival_stats, length_stats, session_stats, window_counts
 
 HOUR_S = 3600.0
@@ -32,6 +32,7 @@ def compare(name: str, seed: int = 0) -> pd.DataFrame:
 
     Raises ValueError for an unknown scenario.
     """
+    scenario(name)
     generated = measure(name, np.random.SeedSequence(seed))
     rows = _published()[_published()["scenario"] == name].copy()
     rows["generated"] = [generated[statistic] for statistic in rows["statistic"]]
