@@ -122,8 +122,16 @@ class Engine:
         """Whether anything is left to do."""
         return bool(self.rows or self.waiting or self.arriving)
 
+    def everyone(self) -> list[Running]:
+        """Every request submitted, whatever became of it."""
+        return [*self.ended, *self.rows, *self.waiting, *self.arriving]
+
+    def start(self) -> None:
+        """Set the clock to 0; arrivals count from here."""
+        self._started = self._clock()
+
     def now_s(self) -> float:
-        """Seconds since the engine was made."""
+        """Seconds since ``start``, or since the engine was made."""
         return self._clock() - self._started
 
     @torch.no_grad()

@@ -15,8 +15,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -27,12 +25,13 @@ from drafters.base import Drafter, Proposal
 from drafters.engine import Engine, EngineConfig
 from drafters.errors import UserError
 from drafters.progress import progress
+from drafters.provenance import measured
 from drafters.request import Request, Running
 from drafters.runner import Runner
 from drafters.target import Target, load_target
 from gpu_traces.bundle import write_bundle
 from gpu_traces.fit import fit_latency
-from gpu_traces.manifest import BundleError, Manifest
+from gpu_traces.manifest import BundleError
 from gpu_traces.schema import Origin
 from policies.cost import CostTable
 from policies.registry import create
@@ -249,33 +248,6 @@ def load_models(args: argparse.Namespace) -> tuple[Target, Drafter | None]:
     return target, drafters.load(args.drafter, target) if args.drafter else None
 
 
-def manifest(args: argparse.Namespace, gamma: int) -> Manifest:
-    """A latency-only manifest: where and how the samples were taken."""
-    from drafters import trace  # it records bundles, and profiles for them
-
-    made_up = bool(args.shape or args.drafter_shape)
-    return Manifest(
-        name=args.out.name,
-        kind="measured",
-        hardware=args.hardware or trace.hardware_name(args.device),
-        device=args.device.split(":")[0],
-        driver=trace.driver_version(args.device),
-        target=args.shape or args.target,
-        target_sha256="",
-        drafter=args.drafter_shape or args.drafter,
-        drafter_sha256="",
-        gamma=gamma,
-        temperatures=(),
-        domains=(),
-        versions={p: version(p) for p in ("torch", "transformers", "numpy")},
-        command="python -m drafters.profile " + " ".join(args.command_line),
-        seed=0,
-        commit=trace.git_commit(),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        notes="latency only: random weights of this architecture" if made_up else "latency only",
-    )
-
-
 def parser() -> argparse.ArgumentParser:
     """Options of the command."""
     made = argparse.ArgumentParser(
@@ -312,7 +284,19 @@ def run(args: argparse.Namespace) -> None:
     steps = measure(target, drafter, shapes)
     gamma = drafter.gamma if drafter else 0
     print(summary(steps, gamma))
-    write_bundle(args.out, manifest(args, gamma), {"steps": steps}, force=args.force)
+    made_up = ": random weights of this architecture" if args.shape or args.drafter_shape else ""
+    manifest = measured(
+        args.out,
+        args.shape or args.target,
+        args.drafter_shape or args.drafter,
+        args.device,
+        args.hardware,
+        gamma=gamma,
+        command="python -m drafters.profile " + " ".join(args.command_line),
+        seed=0,
+        notes=f"latency only{made_up}",
+    )
+    write_bundle(args.out, manifest, {"steps": steps}, force=args.force)
     print(f"wrote {args.out}: {len(steps)} samples, latency only")
 
 

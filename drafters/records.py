@@ -9,8 +9,11 @@ from typing import Any
 import torch
 
 from drafters.request import Running
+from gpu_traces.schema import TABLES
 from policies.base import Ints
 
+FURTHER = ("prefill_tokens", "start_s")
+"""Columns of ``live_steps`` beyond the schema's."""
 PARTS = ("draft", "verify", "plan", "overhead")
 
 
@@ -39,10 +42,11 @@ class StepLog:
     """Columns of ``live_steps``, one entry per step."""
 
     def __init__(self) -> None:
-        self.columns: dict[str, list[Any]] = {}
+        names = [c.name for c in TABLES["live_steps"]]
+        self.columns: dict[str, list[Any]] = {n: [] for n in (*names, *FURTHER)}
 
     def __len__(self) -> int:
-        return len(self.columns.get("step", ()))
+        return len(self.columns["step"])
 
     def add(
         self,
@@ -55,7 +59,8 @@ class StepLog:
         start_s: float,
         spent_us: dict[str, float],
     ) -> None:
-        """Append a step; ``rows`` are its decoding requests in policy order."""
+        """Append a step; ``rows`` are its decoding requests in policy order, ``start_s`` is the
+        engine's clock."""
         tokens = len(rows) + int(lengths.sum()) + prefill_tokens
         entry = {
             "step": len(self),
@@ -72,7 +77,12 @@ class StepLog:
             **{f"{part}_us": spent_us[part] for part in PARTS},
         }
         for name, value in entry.items():
-            self.columns.setdefault(name, []).append(value)
+            self.columns[name].append(value)
+
+    def mean_ms(self, part: str) -> float:
+        """Mean time of a part of the step, milliseconds; 0 before the first step."""
+        spent = self.columns[f"{part}_us"]
+        return sum(spent) / len(spent) / 1e3 if spent else 0.0
 
 
 def request_columns(sequences: Iterable[Running]) -> dict[str, list[Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
@@ -59,7 +60,9 @@ def random_drafter(text: str, target: Target) -> Drafter:
     dspark = family == "dspark"
     config = DraftConfig(
         family=family,
-        shape=target.shape,
+        shape=replace(target.shape, input_size=2 * target.shape.hidden_size)
+        if family == "eagle3"
+        else target.shape,
         vocab_size=target.vocab_size,
         num_layers=layers,
         target_layer_ids=(-1,) if family == "mtp" else tuple(int(i) for i in spread),

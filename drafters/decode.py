@@ -1,0 +1,327 @@
+"""Decode prompts live under a verification policy: ``python -m drafters.decode --help``.
+
+    python -m drafters.decode --policy policy.json --drafter FOLDER --prompts FILE --concurrency 8
+
+Closed loop: a new request starts whenever fewer than ``--concurrency`` run; with ``--arrivals``
+requests start when the file says, as in the simulator. Prints what happened and writes a folder
+with ``live_steps.parquet``, ``live_requests.parquet``, ``responses.jsonl`` and ``manifest.json``;
+also when it is interrupted, with what was measured until then.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+import drafters
+from drafters.base import Drafter
+from drafters.engine import Engine, EngineConfig
+from drafters.errors import UserError
+from drafters.generate import spread
+from drafters.policy_choice import Choice, choose
+from drafters.progress import progress
+from drafters.prompts import SPLITS, Prompt, load_prompts
+from drafters.provenance import measured
+from drafters.records import PARTS, request_columns
+from drafters.request import Request, Running
+from drafters.target import Target, encode_chat, load_target, load_tokenizer, stop_tokens
+from gpu_traces.bundle import BundleError, write_bundle
+
+
+@dataclass
+class Stop:
+    """Set by Ctrl-C or SIGTERM; the run ends after the step that is under way."""
+
+    asked: bool = False
+
+    @contextmanager
+    def on_signals(self) -> Iterator[None]:
+        """Catch both signals; a second Ctrl-C interrupts at once."""
+        before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+
+        def ask(number: int, frame: object) -> None:
+            self.asked = True
+            signal.signal(signal.SIGINT, before[0])
+
+        signal.signal(signal.SIGINT, ask)
+        signal.signal(signal.SIGTERM, ask)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before[0])
+            signal.signal(signal.SIGTERM, before[1])
+
+
+def read_arrivals(path: Path) -> list[float]:
+    """Seconds from the first arrival, of a CSV or Parquet file's column ``arrival_s``."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; give CSV or Parquet with a column arrival_s")
+    try:
+        frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not readable as CSV or Parquet ({error})") from None
+    if "arrival_s" not in frame:
+        raise UserError(f"{path}: has no column arrival_s; it has {', '.join(frame.columns)}")
+    times = pd.to_numeric(frame["arrival_s"], errors="coerce").to_numpy(dtype=float)
+    steps = np.diff(times, prepend=times[:1])
+    bad = np.flatnonzero(~(np.isfinite(times) & (steps >= 0)))
+    if not times.size or bad.size:
+        where = f"row {bad[0]}: {frame['arrival_s'].iloc[bad[0]]}" if bad.size else "no rows"
+        raise UserError(f"{path}: {where}; arrival_s must be finite seconds, sorted")
+    return [float(t) for t in times - times[0]]
+
+
+def make_requests(
+    prompts: Sequence[Prompt],
+    encoded: Sequence[Sequence[int]],
+    arrivals: Sequence[float],
+    domains: Sequence[str],
+    max_new: int,
+    temperature: float,
+) -> list[Request]:
+    """One request per arrival (none given: per prompt, all at time 0), the prompts in turn.
+
+    Names are the prompts' keys with temperature and turn, as ``drafters.generate`` names them.
+    """
+    codes = {name: i for i, name in enumerate(domains)}
+    made = []
+    for i, arrival_s in enumerate(arrivals or [0.0] * len(prompts)):
+        turn, at = divmod(i, len(prompts))
+        prompt = prompts[at]
+        made.append(
+            Request(
+                request_id=i,
+                name=f"{prompt.key}/T{temperature:g}/{turn}",
+                prompt=tuple(encoded[at]),
+                max_new=max_new,
+                temperature=temperature,
+                domain=codes.get(prompt.domain, 0),
+                arrival_s=arrival_s,
+            )
+        )
+    return made
+
+
+def serve(engine: Engine, stop: Stop) -> None:
+    """Step until nothing is left or a stop is asked for, showing how far it is."""
+    total = len(engine.arriving) + len(engine.ended)
+    with progress() as bar:
+        task = bar.add_task("requests", total=total, completed=len(engine.ended))
+        while engine.busy and not stop.asked:
+            engine.step()
+            bar.update(task, completed=len(engine.ended))
+
+
+def summarise(engine: Engine, wall_s: float) -> dict[str, Any]:
+    """What a run did, in numbers; tokens per round counts the bonus token."""
+    rows = [row for row in engine.everyone() if not row.reason and row.generated]
+    rounds, verified, accepted = (
+        sum(getattr(row, name) for row in rows) for name in ("rounds", "verified", "accepted")
+    )
+    output = sum(row.generated for row in rows)
+    decoded = output - len(rows)
+    return {
+        "requests_completed": sum(row.done(engine.stops) for row in rows),
+        "requests_failed": sum(bool(row.reason) for row in engine.ended),
+        "wall_s": wall_s,
+        "engine_steps": len(engine.log),
+        "output_tokens": output,
+        "output_tok_s": output / wall_s if wall_s else 0.0,
+        "rounds": rounds,
+        "tokens_per_round": decoded / rounds if rounds else 0.0,
+        "verified_tokens": verified,
+        "accepted_tokens": accepted,
+        "wasted_tokens": verified - accepted,
+        "step_ms": {part: engine.log.mean_ms(part) for part in PARTS},
+    }
+
+
+def table(done: dict[str, Any], failed: Sequence[Running]) -> str:
+    """The summary as text."""
+    step = done["step_ms"]
+    split = ", ".join(f"{part} {step[part]:.2f}" for part in PARTS)
+    lines = [
+        f"requests        {done['requests_completed']} completed, {done['requests_failed']} failed",
+        f"output          {done['output_tokens']} tokens in {done['wall_s']:.1f} s,"
+        f" {done['output_tok_s']:.1f} tok/s",
+        f"rounds          {done['rounds']}, {done['tokens_per_round']:.3f} tokens per round",
+        f"draft tokens    {done['verified_tokens']} verified, {done['accepted_tokens']} accepted,"
+        f" {done['wasted_tokens']} wasted",
+        f"mean step       {sum(step.values()):.2f} ms ({split}), {done['engine_steps']} steps",
+    ]
+    lines += [f"failed          {row.request.name}: {row.reason}" for row in failed]
+    return "\n".join(lines)
+
+
+def write(
+    args: argparse.Namespace, engine: Engine, domains: tuple[str, ...], texts: list[dict[str, Any]]
+) -> None:
+    """The run's folder, whole or not at all."""
+    manifest = measured(
+        args.out,
+        args.target,
+        args.drafter,
+        args.device,
+        gamma=engine.gamma,
+        temperatures=(args.temperature,),
+        domains=domains,
+        command="python -m drafters.decode " + " ".join(args.command_line),
+        seed=args.seed,
+        notes=f"live run under policy {args.policy}",
+    )
+    tables = {
+        "live_steps": engine.log.columns,
+        "live_requests": request_columns(engine.everyone()),
+    }
+    write_bundle(args.out, manifest, tables, force=args.force)
+    lines = "".join(json.dumps(row) + "\n" for row in texts)
+    (args.out / "responses.jsonl").write_text(lines, encoding="utf-8")
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """UserError for a value out of range, before anything is loaded."""
+    for name, low in (("concurrency", 1), ("max_new", 1), ("max_context", 2), ("limit", 0)):
+        if getattr(args, name) < low:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)} must be >= {low}")
+    if args.temperature < 0:
+        raise UserError(f"--temperature {args.temperature:g} must be 0 (greedy) or above")
+    if args.out.exists() and not args.force:
+        raise UserError(f"{args.out} exists; choose another --out or overwrite with --force")
+
+
+def load_models(args: argparse.Namespace) -> tuple[Target, Drafter | None]:
+    """Target and drafter; none for the policy ``none``, which drafts nothing."""
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    target = load_target(args.target, getattr(torch, args.dtype), args.device)
+    if args.drafter:
+        return target, drafters.load(args.drafter, target)
+    if args.policy == "none":
+        return target, None
+    raise UserError(f"policy {args.policy!r} needs --drafter (a folder, a shipped name or 'ngram')")
+
+
+def build(args: argparse.Namespace) -> tuple[Engine, Choice, list[Prompt]]:
+    """The engine with all requests submitted."""
+    check_options(args)
+    prompts = spread(load_prompts(args.prompts, args.split), args.limit)
+    arrivals = read_arrivals(args.arrivals) if args.arrivals else []
+    target, drafter = load_models(args)
+    choice = choose(args.policy, target, drafter, args.bundle)
+    if choice.policy.anticipating and args.temperature > 0 and not args.allow_anticipating:
+        raise UserError(
+            f"policy {args.policy!r} sizes on current confidences, which biases sampled text;"
+            " use --temperature 0, another policy, or --allow-anticipating"
+        )
+    tokenizer = load_tokenizer(args.target)
+    config = EngineConfig(
+        max_requests=args.concurrency,
+        max_step_tokens=args.max_step_tokens,
+        max_context=args.max_context,
+        seed=args.seed,
+    )
+    stops = stop_tokens(args.target, tokenizer)
+    engine = Engine(target, drafter, choice.policy, choice.cost, config, stops, choice.calibration)
+    encoded = [encode_chat(tokenizer, prompt.text) for prompt in prompts]
+    domains = choice.domains or tuple(sorted({prompt.domain for prompt in prompts}))
+    for request in make_requests(
+        prompts, encoded, arrivals, domains, args.max_new, args.temperature
+    ):
+        engine.submit(request)
+    return engine, choice, prompts
+
+
+def run(args: argparse.Namespace) -> int:
+    """Decode, write, print; 130 when interrupted."""
+    engine, choice, prompts = build(args)
+    print(f"policy {choice.policy.name}; cost table: {choice.cost_origin}", file=sys.stderr)
+    stop = Stop()
+    with stop.on_signals():
+        engine.start()
+        serve(engine, stop)
+        done = summarise(engine, engine.now_s())
+    tokenizer = load_tokenizer(args.target)
+    texts = [
+        {
+            "request_id": row.request.request_id,
+            "name": row.request.name,
+            "text": tokenizer.decode(row.output, skip_special_tokens=True),  # type: ignore[attr-defined]
+        }
+        for row in sorted(engine.everyone(), key=lambda row: row.request.request_id)
+    ]
+    domains = choice.domains or tuple(sorted({prompt.domain for prompt in prompts}))
+    write(args, engine, domains, texts)
+    print(table(done, [row for row in engine.ended if row.reason]))
+    print(f"wrote {args.out}")
+    if args.json:
+        print(json.dumps({"policy": args.policy, "out": str(args.out), **done}))
+    return 130 if stop.asked else 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """Options of the command."""
+    made = argparse.ArgumentParser(
+        prog="python -m drafters.decode",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+    def add(name: str, default: Any = None, help: str = "", **rest: Any) -> None:
+        if not rest.get("required") and rest.get("action") != "store_true":
+            help += f" (default: {default if default not in ('', None) else 'none'})"
+        made.add_argument(name, default=default, help=help, **rest)
+
+    add("--policy", required=True, help="policy.json, or name:parameter=value;...")
+    add("--target", "smollm2-135m", "fetched name, local folder or hub id")
+    add("--drafter", "", "checkpoint folder, shipped name or 'ngram'")
+    add("--prompts", nargs="+", required=True, help="JSONL files or folders")
+    add("--split", "all", "half of the prompts", choices=SPLITS)
+    add("--limit", 0, "prompts at most, the domains in turn; 0: all", type=int)
+    add("--concurrency", 8, "requests that run at once", type=int)
+    add("--arrivals", None, "CSV or Parquet with arrival_s, seconds; prompts in turn", type=Path)
+    add("--temperature", 0.0, "sampling temperature; 0: greedy", type=float)
+    add("--max-new", 256, "output tokens of a request at most", type=int)
+    add("--max-context", 2048, "tokens of a request at most, prompt and output", type=int)
+    add("--max-step-tokens", 2048, "target tokens of one step at most", type=int)
+    add("--bundle", "", "trace bundle that gives calibration and cost table; without one the"
+        " engine profiles itself")  # fmt: skip
+    add("--allow-anticipating", False, action="store_true",
+        help="let a policy that biases sampled text run at temperature > 0")  # fmt: skip
+    add("--seed", 0, "seed of every draw", type=int)
+    add("--out", Path("live_run"), "folder to write", type=Path)
+    add("--force", False, action="store_true", help="overwrite --out")
+    add("--json", False, action="store_true", help="last line of stdout is one JSON document")
+    add("--dtype", "float32", "precision", choices=("float32", "bfloat16"))
+    add("--device", "cpu", "torch device")
+    add("--threads", 0, "CPU threads; 0: torch's choice", type=int)
+    return made
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code 0; 2 after one line on stderr; 130 when interrupted, with results written."""
+    argv = sys.argv[1:] if argv is None else argv
+    args = parser().parse_args(argv)
+    args.command_line = argv
+    try:
+        return run(args)
+    except (UserError, BundleError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped before the first step; nothing was written", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
