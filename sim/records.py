@@ -67,6 +67,8 @@ class Records:
     separate prefill, preemption): request, step, replica, gap_s."""
     outcomes: Ints
     """[domains, gamma + 1, gamma + 1] rounds by domain, verified length and accepted length."""
+    first_token_elsewhere: bool = False
+    """True when another pool prefills: a one-token answer then belongs to no step."""
     unstable: str = ""
     """What to print about a queue that grew without end; empty for a stable run."""
 
@@ -100,6 +102,7 @@ def collect(world: World, workload: Workload, replicas: list[Replica], unstable:
         steps=_steps(replicas),
         stalls=_stalls(replicas),
         outcomes=np.sum([replica.outcomes for replica in replicas], axis=0),
+        first_token_elsewhere=world.config.prefill != "chunked",
         unstable=unstable,
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from itertools import repeat
 from typing import Any, Protocol
@@ -104,6 +104,7 @@ class Replica:
         self._allocate_policy(world.traces.gamma)
         self._allocate_records(world.traces)
         self.view = View(self)
+        self.after_step: Callable[[Replica], None] | None = None
         self._steps = self._pushes = 0
 
     def _allocate_rows(self, config: EngineConfig, gamma: int) -> None:
@@ -174,6 +175,8 @@ class Replica:
             yield env.timeout(step_time_s)
             source.deliver(env.now)  # what arrived meanwhile is routed on the loads of then
             self.advance(plan, start_s, env.now)
+            if self.after_step is not None:
+                self.after_step(self)
 
     def admit(self, now_s: float) -> bool:
         """Fill the step with requests; False when there is nothing to run."""

@@ -12,6 +12,7 @@ from gpu_traces.latency import LatencyModel
 from gpu_traces.schema import AcceptanceTraces
 from policies import registry
 from sim.cluster import Cluster
+from sim.integrity import check_integrity, check_replica
 from sim.records import Records, collect
 from sim.replica import EngineConfig, World
 from sim.routers import ROUTERS
@@ -65,6 +66,9 @@ def simulate(
     router = ROUTERS[config.router](workload, routing)
     concurrency = 0 if (workload.session >= 0).any() else config.concurrency
     cluster = Cluster(env, world, workload, policies, costs, router, concurrency, engines)
+    if config.engine.check:
+        for replica in cluster.replicas:
+            replica.after_step = check_replica
     horizon_s = config.horizon_s or _patient_horizon(latency, workload, config)
     last_s = float(workload.arrival_s[-1])
     waiting = [0, 0]
@@ -74,7 +78,10 @@ def simulate(
             cluster.deliver(env.now)
             waiting[k] = cluster.waiting()
     env.run(until=horizon_s) if np.isfinite(horizon_s) else env.run()
-    return collect(world, workload, cluster.replicas, _verdict(waiting, cluster, horizon_s))
+    records = collect(world, workload, cluster.replicas, _verdict(waiting, cluster, horizon_s))
+    if config.engine.check:
+        check_integrity(records)
+    return records
 
 
 def check(
