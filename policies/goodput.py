@@ -221,7 +221,8 @@ class Goodput(Policy):
             return
         self._next_choice = state.step + DRAFT_EVERY
         expected = self._worth.expected(state)
-        refill_s: Floats = state.cost.refill_s * self._worth.missed[state.slots]
+        missed = self._worth.missed[state.slots].astype(np.float64)
+        refill_s = state.cost.refill_s * missed
         key = weights * expected[:, -1, 0] - step.bar * expected[:, -1, 1] - self.rate * refill_s
         order = np.argsort(-key)
         k, n = _choose_drafts(
