@@ -33,15 +33,18 @@ class Supervision:
     """What the target says about one sequence of t tokens.
 
     ``features`` [t, m * d]; ``kept`` [K] sorted token ids; ``probs`` [t - start, K] the target's
-    distribution of the next token after each response token, restricted to ``kept``.
+    distribution of the next token after each response token, restricted to ``kept``; ``hidden``
+    [t - start, d] the final hidden states that those distributions come from.
     """
 
     features: Tensor
     kept: Tensor
     probs: Tensor
+    hidden: Tensor
 
     def bytes(self) -> int:
-        return sum(x.numel() * x.element_size() for x in (self.features, self.kept, self.probs))
+        parts = (self.features, self.kept, self.probs, self.hidden)
+        return sum(x.numel() * x.element_size() for x in parts)
 
 
 def load_sequences(path: str | Path, longest: int) -> list[Sequence]:
@@ -70,7 +73,9 @@ class Supervisor:
     def __call__(self, keys: list[int], sequences: list[Sequence]) -> list[Supervision]:
         """Supervision of each sequence; ``keys`` identify them across calls."""
         missing = [(k, s) for k, s in zip(keys, sequences, strict=True) if k not in self.memory]
-        fresh = dict(zip([k for k, _ in missing], self._compute([s for _, s in missing]), strict=True))
+        fresh = dict(
+            zip([k for k, _ in missing], self._compute([s for _, s in missing]), strict=True)
+        )
         found = [self.memory[k] if k in self.memory else fresh[k] for k in keys]
         for key, supervision in fresh.items():
             if supervision.bytes() < self.room_bytes:
@@ -99,4 +104,5 @@ class Supervisor:
             frequent[s.tokens[s.start :].to(device)] = True
             kept = frequent.nonzero().squeeze(1)
             features = out.features[i, :length].to(torch.bfloat16).cpu()
-            yield Supervision(features, kept.cpu(), probs[:, kept].half().cpu())
+            hidden = out.hidden[i, s.start : length].to(torch.bfloat16).cpu()
+            yield Supervision(features, kept.cpu(), probs[:, kept].half().cpu(), hidden)

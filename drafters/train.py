@@ -45,6 +45,7 @@ def learning_rate(peak: float, done: float) -> float:
 def loss_weights(args: argparse.Namespace) -> Weights:
     """The family's weights with those that the command line changes."""
     given = {"ce": args.ce, "l1": args.l1, "confidence": args.confidence}
+    given["hidden"] = args.hidden
     changes = {name: value for name, value in given.items() if value is not None}
     return replace(DEFAULT_WEIGHTS[args.drafter], **changes)
 
@@ -200,6 +201,7 @@ def parser() -> argparse.ArgumentParser:
     add("--ce", type=float, default=None, help="weight of the CE term (None: the family's)")
     add("--l1", type=float, default=None, help="weight of the L1 (TV) term (same)")
     add("--confidence", type=float, default=None, help="weight of the confidence term (same)")
+    add("--hidden", type=float, default=None, help="weight of the hidden regression (same)")
     add("--depth", type=int, default=0, help="eagle3, mtp: steps unrolled; 0: gamma, 3")
     add("--cache-gb", type=float, default=8.0, help="memory for target features, GB")
     add("--save-minutes", type=float, default=3.0, help="time between checkpoints, minutes")
