@@ -168,11 +168,12 @@ def _check(args: argparse.Namespace) -> None:
     print("| scenario | statistic | published | generated | tolerance | within |")
     print("| --- | --- | ---: | ---: | ---: | --- |")
     for name in args.scenarios or SCENARIOS:
-        for row in compare(name, args.seed).itertuples():
-            tolerance = f"{row.tolerance:.0%}" if row.kind == "relative" else f"{row.tolerance:g}"
+        for row in compare(name, args.seed).to_dict("records"):
+            relative = row["kind"] == "relative"
+            tolerance = f"{row['tolerance']:.0%}" if relative else f"{row['tolerance']:g}"
             print(
-                f"| {name} | {row.statistic} | {_short(row.published)} | {_short(row.generated)} "
-                f"| {tolerance} | {'yes' if row.within else 'NO'} |"
+                f"| {name} | {row['statistic']} | {_short(row['published'])} "
+                f"| {_short(row['generated'])} | {tolerance} | {'yes' if row['within'] else 'NO'} |"
             )
 
 
