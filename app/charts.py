@@ -7,6 +7,7 @@ the picture when the picture leaves the page.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ from plotly.subplots import make_subplots
 
 from app import theme
 
-HEIGHT = 420
+HEIGHT = 460
 RANKS = {"p50": "circle", "p95": "circle-open", "p99": "line-ns-open"}
 
 
@@ -40,7 +41,8 @@ def throughput(frame: pd.DataFrame, origin: str, title: str) -> go.Figure:
             hovertemplate="%{x:,.4s} tok/s/user, %{y:,.4s} tok/s"
             + (", %{customdata[0]} requests out" if swept else ""),
         )
-    return figure.update_yaxes(rangemode="tozero").update_xaxes(rangemode="tozero")
+    figure.update_xaxes(rangemode="tozero", tickformat=",")
+    return figure.update_yaxes(rangemode="tozero", tickformat=",")
 
 
 def latencies(frame: pd.DataFrame, origin: str) -> go.Figure:
@@ -52,7 +54,7 @@ def latencies(frame: pd.DataFrame, origin: str) -> go.Figure:
         figure.update_xaxes(title=theme.TITLES[f"{metric}_ms"], rangemode="tozero", col=column)
     _dress(figure, "How long requests wait: p50 (dot), p95 (ring), p99 (tick)", origin)
     figure.update_yaxes(autorange="reversed", title="Policy", col=1)
-    return figure.update_layout(showlegend=False, height=170 + 34 * max(len(frame), 3))
+    return figure.update_layout(showlegend=False, height=max(HEIGHT, 170 + 34 * len(frame)))
 
 
 def _ranks(figure: go.Figure, row: dict[str, object], metric: str, column: int) -> None:
@@ -125,7 +127,7 @@ def reliability(frame: pd.DataFrame, origin: str) -> go.Figure:
 def step_time(cells: pd.DataFrame, curves: pd.DataFrame, origin: str) -> go.Figure:
     """Measured passes as points by context, and the model's curves over T.
 
-    ``cells``: ``frames.step_cells``; ``curves``: columns curve, tokens, ms.
+    ``cells``: ``frames.step_cells``; ``curves``: columns curve (one is ``model``), tokens, ms.
     """
     figure = _figure("What a target pass costs", origin, "tokens", "pass_ms")
     contexts = sorted(cells["context_tokens"].unique())
@@ -136,17 +138,17 @@ def step_time(cells: pd.DataFrame, curves: pd.DataFrame, origin: str) -> go.Figu
             y=rows["ms"],
             mode="markers",
             name=f"samples, {context:,} cached tokens per request",
-            marker={"color": colour, "size": 7},
+            marker={"color": colour, "size": 5},
             customdata=rows[["requests", "mode", "repetitions"]],
             hovertemplate="%{customdata[1]}, T = %{x}, R = %{customdata[0]}: %{y:.4g} ms"
             " (median of %{customdata[2]})",
         )
-    for dash, (name, rows) in zip(
-        theme.DASHES * 2, curves.groupby("curve", sort=False), strict=False
-    ):
+    beliefs = cycle(theme.PALETTE[4:] + theme.PALETTE[1:3])
+    for name, rows in curves.groupby("curve", sort=False):
+        colour = theme.PALETTE[3] if name == "model" else next(beliefs)
         figure.add_scatter(
             x=rows["tokens"], y=rows["ms"], mode="lines", name=str(name),
-            line={"color": theme.PALETTE[3], "shape": "hv", "dash": dash, "width": 1.8},
+            line={"color": colour, "shape": "hv", "width": 1.8},
             hovertemplate="T = %{x}: %{y:.4g} ms",
         )  # fmt: skip
     return figure.update_yaxes(rangemode="tozero")
@@ -157,13 +159,13 @@ def draft_time(cells: pd.DataFrame, curves: pd.DataFrame, origin: str) -> go.Fig
 
     ``cells``: ``frames.step_cells`` of mode draft; ``curves``: columns length, requests, ms.
     """
-    figure = _figure("What drafting costs", origin, "requests", "draft_ms")
+    figure = _figure("What drafting costs, by draft length", origin, "requests", "draft_ms")
     lengths = sorted(curves["length"].unique())
     for colour, length in zip(_shades(len(lengths)), lengths, strict=True):
         line = curves[curves["length"] == length]
         points = cells[cells["draft_length"] == length]
         figure.add_scatter(
-            x=line["requests"], y=line["ms"], mode="lines", name=f"{length} draft tokens",
+            x=line["requests"], y=line["ms"], mode="lines", name=f"length {length}",
             line={"color": colour}, legendgroup=str(length),
         )  # fmt: skip
         figure.add_scatter(
@@ -248,8 +250,8 @@ def _dress(figure: go.Figure, title: str, origin: str) -> go.Figure:
     figure.update_layout(
         title={"text": title, "subtitle": {"text": origin, "font": {"size": 12}}},
         height=HEIGHT,
-        margin={"l": 10, "r": 10, "t": 80, "b": 10},
-        legend={"title": None},
+        margin={"l": 10, "r": 10, "t": 104, "b": 10},
+        legend={"orientation": "h", "y": -0.24, "yanchor": "top"},
         hoverlabel={"namelength": -1},
     )
     return figure.update_xaxes(gridcolor=theme.GRID).update_yaxes(gridcolor=theme.GRID)

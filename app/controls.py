@@ -1,4 +1,4 @@
-"""Widgets that pages share. Each is bound to the URL under its key, so a view is a link."""
+"""Widgets that pages share. Every choice is in the URL, so a view is a link."""
 
 from __future__ import annotations
 
@@ -10,17 +10,22 @@ import streamlit as st
 
 from app import load, theme
 from policies import registry
-from sim.capacity import LOADS
+from sim.capacity import LOADS, RECORDED
+from sim.scenarios import SCENARIOS
+from sim.setup import OWN
 
 T = TypeVar("T")
 
 BOUND: dict[str, Any] = {"bind": "query-params", "persist_state": "session"}
-"""Kept in the URL, and when the reader goes to another page and back."""
+"""For widgets of one page: kept in the URL, and while the reader is on another page."""
 
 FIRST = ("none", "fixed-k", "confidence", "hardware-aware")
 """Policies chosen before the reader chooses."""
 
-WORD, RATE, CLOSED = "load word", "requests/s", "concurrency"
+WORD, RATE, AS_RECORDED, CLOSED = "share", "requests/s", "recorded", "concurrency"
+
+TYPE = "Choose, or type a folder"
+BUNDLE_HELP = "A bundle that ships, a published source, or the folder of your own bundle."
 
 
 @contextmanager
@@ -39,69 +44,124 @@ def ask(instruction: str) -> None:
     st.stop()
 
 
-def pick_bundle(label: str = "Trace bundle") -> str:
-    """Name or folder of a bundle; stops with an instruction while there is none."""
+def pick_bundle() -> str:
+    """Whose acceptance is replayed; stops with an instruction while there is none."""
+    return _required(_pick("bundle", "Trace bundle", load.acceptance_names(), BUNDLE_HELP))
+
+
+def pick_latency() -> str:
+    """Whose step times are used; empty: those of the bundle."""
+    note = "Replay the acceptance of one machine and model at the step times of another."
+    return _pick("latency", "Step times", load.latency_names(), note, "Those of the bundle")
+
+
+def pick_machine() -> str:
+    """Whose step times to look at; first those that the other pages simulate with."""
+    simulated = _kept("latency") or _kept("bundle") or ""
+    first = "" if simulated in load.acceptance_names() else simulated
+    names = load.latency_names()
+    return _required(_pick("machine", "Step times of", names, BUNDLE_HELP, first=first))
+
+
+def pick_run() -> str:
+    """A run folder, the newest one first; empty while there is none."""
+    return _pick("folder", "Run folder", load.runs(), "A folder that `sim.run` wrote.")
+
+
+def pick_scenario() -> str:
+    """What traffic arrives."""
+    note = "`bundle`: the bundle's own prompts and answers. Or a file of arrivals."
+    return _pick("scenario", "Traffic", [OWN, *SCENARIOS], note) or OWN
+
+
+def _pick(
+    key: str, label: str, known: list[str], note: str, empty: str = TYPE, first: str = ""
+) -> str:
+    """A name from a list, or anything typed; empty without a choice. Pages share its value."""
+    fallback = first or (known[0] if known and empty == TYPE else None)
+    _recall(key, fallback)
+    typed = st.session_state[key]
+    names = known if typed in (None, *known) else [*known, typed]
     chosen = st.selectbox(
-        label,
-        load.bundles(),
-        key="bundle",
-        index=0 if load.bundles() else None,
-        accept_new_options=True,
-        placeholder="A shipped name, or type a folder",
-        help="A bundle that ships with the lab, or the folder of your own.",
-        **BOUND,
+        label, names, key=key, index=None, accept_new_options=True, placeholder=empty, help=note
     )
+    _keep(key, chosen)
+    return str(chosen or "")
+
+
+def _required(chosen: str) -> str:
     if not chosen:
         ask(
             "Choose a trace bundle, or type the folder of one. Record your own with"
             " `python -m drafters.trace record`."
         )
-    return str(chosen)
-
-
-def pick_latency() -> str:
-    """Name or folder of the bundle that gives step times; empty: the one that gives acceptance."""
-    chosen = st.selectbox(
-        "Step times",
-        load.bundles(),
-        key="latency",
-        index=None,
-        accept_new_options=True,
-        placeholder="Those of the bundle",
-        help="Another bundle's machine: replay this acceptance at that one's step times.",
-        **BOUND,
-    )
-    return str(chosen or "")
+    return chosen
 
 
 def pick_policies() -> tuple[str, ...]:
     """Chosen policies, in order; the first is the one that others are compared with."""
     known = registry.names()
-    return tuple(
-        st.multiselect(
-            "Policies",
-            known,
-            default=[name for name in FIRST if name in known],
-            key="policies",
-            accept_new_options=True,
-            placeholder="Choose at least one",
-            help="The first is the baseline. Type parameters as in `fixed-k:k=3`.",
-            **BOUND,
-        )
+    _recall("policies", [name for name in FIRST if name in known])
+    chosen = st.multiselect(
+        "Policies",
+        known,
+        key="policies",
+        accept_new_options=True,
+        placeholder="Choose at least one",
+        help="The first is the baseline. Type parameters as in `fixed-k:k=3`.",
     )
+    _keep("policies", chosen)
+    return tuple(chosen)
+
+
+def _recall(key: str, fallback: Any) -> None:
+    """Give a shared widget its value: from the URL, from another page, or ``fallback``."""
+    if key in st.session_state:
+        return
+    found = st.query_params.get_all(key)
+    if not found:
+        st.session_state[key] = _kept(key) or fallback
+    else:
+        st.session_state[key] = found if isinstance(fallback, list) else found[0]
+
+
+def _kept(key: str) -> Any:
+    return st.session_state.get(f"kept_{key}")
+
+
+def _keep(key: str, chosen: Any) -> None:
+    """Remember a shared choice for other pages, and write it into the URL."""
+    st.session_state[f"kept_{key}"] = chosen
+    if chosen:
+        st.query_params[key] = chosen
+    else:
+        st.query_params.pop(key, None)
 
 
 def pick_load() -> dict[str, Any]:
     """Fields ``load`` and ``concurrency`` of ``load.Settings``."""
-    kind = st.segmented_control(
-        "Load as", [WORD, RATE, CLOSED], default=WORD, required=True, key="traffic", **BOUND
+    left, right = st.columns(2)
+    kind = left.segmented_control(
+        "Load as",
+        [WORD, RATE, AS_RECORDED, CLOSED],
+        default=WORD,
+        required=True,
+        key="traffic",
+        **BOUND,
     )
-    if kind == CLOSED:
-        return {"concurrency": _whole("Requests out at any time", "concurrency", 1, 32, 4096)}
-    if kind == RATE:
-        rate = st.number_input("Requests per second", 0.001, 1e6, 10.0, key="rps", **BOUND)
-        return {"load": f"{rate:g}"}
-    word = st.select_slider(
+    with right:
+        if kind == CLOSED:
+            return {"concurrency": whole("Requests out at any time", "concurrency", 1, 32, 4096)}
+        if kind == RATE:
+            rate = st.number_input("Requests per second", 0.001, 1e6, 10.0, key="rps", **BOUND)
+            return {"load": f"{rate:g}"}
+        if kind == AS_RECORDED:
+            return {"load": RECORDED}
+        return {"load": _load_word()}
+
+
+def _load_word() -> str:
+    return st.select_slider(
         "Share of what no speculation sustains",
         list(LOADS),
         value="high",
@@ -109,18 +169,10 @@ def pick_load() -> dict[str, Any]:
         key="load",
         **BOUND,
     )
-    return {"load": word}
 
 
-def pick_size(requests: int) -> dict[str, int]:
-    """Fields ``requests`` and ``seed`` of ``load.Settings``."""
-    return {
-        "requests": _whole("Requests in the run", "requests", 20, requests, 50_000),
-        "seed": _whole("Seed", "seed", 0, 0, 2**31 - 1),
-    }
-
-
-def _whole(label: str, key: str, least: int, value: int, most: int) -> int:
+def whole(label: str, key: str, least: int, value: int, most: int) -> int:
+    """A whole number."""
     return int(st.number_input(label, least, most, value, step=1, key=key, **BOUND))
 
 
@@ -142,6 +194,6 @@ def after_run(page: str, asked: T, instruction: str) -> T:
 
 
 def source(origins: Mapping[str, str]) -> str:
-    """Show where numbers come from; returns the same as plain text for a chart."""
+    """Show where numbers come from; returns the same as lines for a chart's subtitle."""
     st.markdown(" · ".join(f"{what}: {theme.badge(origin)}" for what, origin in origins.items()))
-    return "; ".join(f"{what}: {origin}" for what, origin in origins.items())
+    return "<br>".join(f"{what}: {origin}" for what, origin in origins.items())

@@ -45,6 +45,8 @@ def _row(summary: Mapping[str, Any]) -> dict[str, Any]:
         "mean_budget_tokens": summary["mean_budget_tokens"],
         "mean_batch": summary["mean_batch"],
         "mean_step_ms": summary["mean_step_s"] * 1e3,
+        "goodput_rps": summary["goodput_rps"],
+        "slo_percent": 100.0 * (summary["slo_attainment"] or 0.0),
         "requests_completed": summary["requests_completed"],
     }
 
@@ -59,13 +61,12 @@ def differences(paired: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def difference_text(row: Mapping[str, Any]) -> str:
-    """``-470 ms (-513 ms to -427 ms)``, or that no difference is shown."""
-    mean = theme.milliseconds(row["mean"])
+    """``-470 ms (-513 to -427)``, or that no difference is shown."""
     if row["low"] is None:
-        return f"{mean} (too few requests)"
+        return f"{theme.difference(row['mean'])}, too few requests for an interval"
     if not row["shown"]:
         return "no difference shown"
-    return f"{mean} ({theme.milliseconds(row['low'])} to {theme.milliseconds(row['high'])})"
+    return theme.difference(row["mean"], row["low"], row["high"])
 
 
 def verdict(
@@ -109,11 +110,14 @@ def request_times(requests: pd.DataFrame) -> pd.DataFrame:
 
 
 def position_rates(summaries: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
-    """Per policy and draft position: share of rounds that verified it, share that accepted it."""
+    """Per policy and draft position: share of rounds that verified it, share that accepted it.
+
+    A policy that verified nothing has no rows.
+    """
     rows = [
         (label, p["position"], p["verified"] / s["rounds"], p["accepted"] / s["rounds"])
         for label, s in summaries.items()
-        if s["rounds"]
+        if s["verified_tokens"]
         for p in s["positions"]
     ]
     return pd.DataFrame(rows, columns=["policy", "position", "verified", "accepted"])

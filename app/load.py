@@ -6,7 +6,6 @@ Results are shared between pages and sessions; treat them as read-only. Errors o
 
 from __future__ import annotations
 
-import argparse
 import json
 import shlex
 from dataclasses import dataclass, replace
@@ -17,15 +16,26 @@ import pandas as pd
 import streamlit as st
 
 from app import frames
+from gpu_traces import published
 from gpu_traces.bundle import Bundle, BundleError, default_bundle, list_bundles, read_bundle
+from gpu_traces.fit import FitReport
+from gpu_traces.latency import LatencyModel
+from gpu_traces.published import published_traces, trace_names
+from gpu_traces.schema import TABLES, AcceptanceTraces
 from sim import run, setup
 from sim.capacity import LOADS
 from sim.metrics import summarize
+from sim.setup import OWN, PUBLISHED
 from sim.simulate import simulate
-from sim.workload import at_once
 
 RUNS = Path("runs")
 """Where ``python -m sim.run`` leaves its folders."""
+
+NEEDED = (
+    *("bundle", "origin", "latency", "latency_origin", "scenario", "requests", "load_rps"),
+    *("concurrency", "replicas", "seed", "policies", "paired"),
+)
+"""What a run folder's summary must hold."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +44,10 @@ class Settings:
 
     bundle: str
     latency: str = ""
+    scenario: str = OWN
     policies: tuple[str, ...] = ()
     load: str = ""
-    """A load word or requests per second; empty with ``concurrency``."""
+    """A load word, ``recorded`` or requests per second; empty with ``concurrency``."""
     concurrency: int = 0
     requests: int = 2000
     seed: int = 0
@@ -47,6 +58,7 @@ class Settings:
             "policy": list(self.policies),
             "bundle": self.bundle,
             "latency": self.latency,
+            "scenario": "" if self.scenario == OWN else self.scenario,
             "load": self.load,
             "concurrency": self.concurrency,
             "requests": self.requests,
@@ -71,8 +83,26 @@ class Served:
     requests: pd.DataFrame
 
 
-def bundles() -> list[str]:
-    """Names of shipped bundles, the one that ``sim.run`` would choose first."""
+@dataclass(frozen=True)
+class StepTimes:
+    """Step times as a page shows them; a published source has no samples and no error."""
+
+    model: LatencyModel
+    report: FitReport | None
+    samples: pd.DataFrame
+
+
+def acceptance_names() -> list[str]:
+    """What can be replayed: shipped bundles, best first, then published sources."""
+    return _bundles() + [PUBLISHED + name for name in trace_names()]
+
+
+def latency_names() -> list[str]:
+    """What has step times: shipped bundles, best first, then published sources."""
+    return _bundles() + [PUBLISHED + name for name in published.latency_names()]
+
+
+def _bundles() -> list[str]:
     names = list_bundles()
     try:
         first = default_bundle()
@@ -82,22 +112,68 @@ def bundles() -> list[str]:
 
 
 @st.cache_resource(max_entries=8, show_spinner="Reading the bundle")
-def bundle(name: str, temperature: float | None = None) -> Bundle:
-    """A checked bundle, of a shipped name or a folder."""
+def _bundle(name: str, temperature: float | None = None) -> Bundle:
     return read_bundle(name, temperature)
+
+
+@st.cache_resource(max_entries=8, show_spinner="Reading the traces")
+def traces(name: str, temperature: float | None = None) -> AcceptanceTraces:
+    """Acceptance traces of a bundle (shipped name or folder) or a published source."""
+    if name.startswith(PUBLISHED):
+        return published_traces(name.removeprefix(PUBLISHED))
+    return _bundle(name, temperature).traces
+
+
+@st.cache_data(max_entries=16, show_spinner="Walking the traces")
+def acceptance(name: str, temperature: float) -> pd.DataFrame:
+    """``frames.acceptance`` at one temperature."""
+    return frames.acceptance(traces(name, temperature))
+
+
+@st.cache_data(max_entries=16, show_spinner="Walking the traces")
+def reliability(name: str, temperature: float) -> pd.DataFrame:
+    """``frames.reliability`` of raw and, where a calibration was fitted, calibrated confidences."""
+    found = traces(name, temperature)
+    if name.startswith(PUBLISHED):
+        plain = published_traces(name.removeprefix(PUBLISHED), calibrated=False)
+        raw, method = plain.confidence, "sts"
+    else:
+        bundle = _bundle(name, temperature)
+        entry = bundle.manifest.calibration_at(temperature)
+        raw, method = bundle.raw_confidence, entry.method if entry else ""
+    parts = [frames.reliability(found, raw, "raw")]
+    if method:
+        parts.append(frames.reliability(found, found.confidence, f"calibrated ({method})"))
+    return pd.concat(parts, ignore_index=True)
+
+
+@st.cache_resource(max_entries=8, show_spinner="Fitting the step times")
+def step_times(name: str) -> StepTimes:
+    """Step times of a bundle (shipped name or folder) or a published source."""
+    if name.startswith(PUBLISHED):
+        model = published.published_latency(name.removeprefix(PUBLISHED))
+        return StepTimes(model, None, pd.DataFrame({c.name: [] for c in TABLES["steps"]}))
+    bundle = _bundle(name)
+    return StepTimes(*bundle.latency_fit, bundle.steps)
 
 
 @st.cache_resource(max_entries=8, show_spinner="Reading the bundle")
 def _world(name: str, latency: str) -> setup.Setup:
-    defaults = vars(run.parser().parse_args([]))
-    return setup.build(argparse.Namespace(**{**defaults, "bundle": name, "latency": latency}))
+    args = run.parser().parse_args([])
+    args.bundle, args.latency = name, latency
+    return setup.build(args)
 
 
 def world(settings: Settings) -> setup.Setup:
     """What the policies of a comparison have in common."""
     made = _world(settings.bundle, settings.latency)
-    config = replace(made.config, concurrency=settings.concurrency)
-    return replace(made, config=config, requests=settings.requests, seed=settings.seed)
+    return replace(
+        made,
+        config=replace(made.config, concurrency=settings.concurrency),
+        scenario=settings.scenario,
+        requests=settings.requests,
+        seed=settings.seed,
+    )
 
 
 @st.cache_data(max_entries=64, show_spinner="Finding what no speculation sustains")
@@ -106,8 +182,10 @@ def capacity_rps(settings: Settings) -> float:
     return world(settings).capacity_rps()
 
 
-def load_rps(settings: Settings) -> float:
-    """Requests/s of an open-loop run."""
+def load_rps(settings: Settings) -> float | None:
+    """Requests/s of an open-loop run; None for traffic at its recorded rate or a closed loop."""
+    if settings.concurrency:
+        return None
     yardstick = replace(settings, policies=(), load="")
     word = settings.load in LOADS
     return setup.load_rps(settings.load, capacity_rps(yardstick) if word else 0.0)
@@ -117,39 +195,22 @@ def load_rps(settings: Settings) -> float:
 def served(settings: Settings, policy: str) -> Served:
     """Run one policy, as ``sim.run`` does; give it settings without policies."""
     made = world(settings)
+    if made.closed and not settings.concurrency:
+        raise ValueError(f"scenario {made.scenario} is a closed loop of users; set a concurrency")
     [(_, name, parameters)] = setup.check_policies([policy], made.traces.gamma)
-    closed = settings.concurrency > 0
-    workload = at_once(made.workload(1.0)) if closed else made.workload(load_rps(settings))
+    workload = run.traffic(made, load_rps(settings))
     records = simulate(
         made.traces, made.latency, workload, name, made.config, settings.seed, **parameters
     )
-    return Served(summarize(records), records.requests)
+    return Served(summarize(records, made.slos), records.requests)
 
 
 def origins(made: setup.Setup) -> dict[str, str]:
     """Where acceptance and step times of a simulation come from."""
     return {
-        f"acceptance of {made.bundle}": str(made.traces.origin),
-        f"step times of {made.latency.name}": str(made.latency.origin),
+        f"Acceptance of {made.bundle}": str(made.traces.origin),
+        f"Step times of {made.latency.name}": str(made.latency.origin),
     }
-
-
-@st.cache_data(max_entries=16, show_spinner="Walking the traces")
-def acceptance(name: str, temperature: float) -> pd.DataFrame:
-    """``frames.acceptance`` of a bundle at one temperature."""
-    return frames.acceptance(bundle(name, temperature).traces)
-
-
-@st.cache_data(max_entries=16, show_spinner=False)
-def reliability(name: str, temperature: float) -> pd.DataFrame:
-    """``frames.reliability`` of raw and, where a calibration was fitted, calibrated confidences."""
-    found = bundle(name, temperature)
-    parts = [frames.reliability(found.traces, found.raw_confidence, "raw")]
-    entry = found.manifest.calibration_at(temperature)
-    if entry is not None:
-        label = f"calibrated ({entry.method})"
-        parts.append(frames.reliability(found.traces, found.traces.confidence, label))
-    return pd.concat(parts, ignore_index=True)
 
 
 @dataclass(frozen=True)
@@ -185,8 +246,18 @@ def of_policy(table: pd.DataFrame, label: str) -> pd.DataFrame:
 
 @st.cache_resource(max_entries=8, show_spinner="Reading the run folder")
 def _run_folder(folder: str, _stamp: int) -> Run:
+    summary = _document(Path(folder) / "summary.json")
+    missing = [key for key in NEEDED if key not in summary]
+    try:
+        frames.comparison({} if missing else summary["policies"])
+    except KeyError as error:
+        missing = [f"policies.*.{error.args[0]}"]
+    if missing:
+        raise ValueError(
+            f"{folder}/summary.json has no {missing[0]}: written by another version; run it again"
+        )
     return Run(
-        _document(Path(folder) / "summary.json"),
+        summary,
         _document(Path(folder) / "provenance.json"),
         pd.read_parquet(Path(folder) / "requests.parquet"),
         pd.read_parquet(Path(folder) / "steps.parquet"),

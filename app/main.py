@@ -12,5 +12,6 @@ PAGES = {
 
 st.set_page_config(page_title="DSpark Lab", page_icon=":material/bolt:", layout="wide")
 st.navigation(
-    [st.Page(f"pages/{name}.py", title=title, icon=icon) for name, (title, icon) in PAGES.items()]
+    [st.Page(f"pages/{name}.py", title=title, icon=icon) for name, (title, icon) in PAGES.items()],
+    position="top",
 ).run()

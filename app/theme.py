@@ -15,6 +15,9 @@ PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#8
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "hexagon")
 DASHES = ("solid", "dash", "dot", "dashdot")
 
+SALT = "i"
+"""Chosen so that this repository's policies differ in colour or marker, all of them."""
+
 TITLES = {
     "output_tok_s": "Output tokens (tok/s)",
     "tok_s_per_user": "Interactivity, median (tok/s/user)",
@@ -77,7 +80,7 @@ def domain_colour(domain: str) -> str:
 
 
 def _hashed(name: str) -> Style:
-    number, colour = divmod(crc32(name.encode()), len(PALETTE))
+    number, colour = divmod(crc32((SALT + name).encode()), len(PALETTE))
     number, symbol = divmod(number, len(SYMBOLS))
     return Style(PALETTE[colour], SYMBOLS[symbol], DASHES[number % len(DASHES)])
 
@@ -91,9 +94,12 @@ def badge(origin: str) -> str:
     return f":{_BADGES.get(kind, 'gray')}-badge[{kind}] {detail}"
 
 
-def milliseconds(seconds: float) -> str:
-    """A signed difference of times with a unit that suits its size."""
-    size = abs(seconds)
-    if size >= 1:
-        return f"{seconds:+.2f} s"
-    return f"{seconds * 1e3:+.{0 if size >= 0.1 else 2}f} ms"
+def difference(mean_s: float, low_s: float | None = None, high_s: float | None = None) -> str:
+    """A signed difference of times, with its interval if there is one, in a unit that suits it."""
+    factor, unit, digits = (1.0, "s", 2) if abs(mean_s) >= 1 else (1e3, "ms", 2)
+    if 0.1 <= abs(mean_s) < 1:
+        digits = 0
+    mean, *ends = (
+        f"{factor * value:+.{digits}f}" for value in (mean_s, low_s, high_s) if value is not None
+    )
+    return f"{mean} {unit} ({' to '.join(ends)})" if ends else f"{mean} {unit}"

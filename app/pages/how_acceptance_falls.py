@@ -8,24 +8,27 @@ from gpu_traces.walk import accepted_length
 VIEWS = {"conditional": "given all before", "survival": "whole prefix"}
 st.title("How does acceptance fall with position?")
 with st.container(border=True), controls.one_line_errors():
-    left, right = st.columns(2)
+    left, middle, right = st.columns([2, 1, 1])
     with left:
         name = controls.pick_bundle()
-        manifest = load.bundle(name).manifest
-    with right:
+    everything = load.traces(name)
+    temperatures = sorted({float(t) for t in everything.temperature})
+    with middle:
         temperature = st.segmented_control(
             "Sampling temperature",
-            manifest.temperatures,
-            default=manifest.temperatures[-1],
+            temperatures,
+            default=temperatures[-1],
             required=True,
+            format_func="{:g}".format,
             key="temperature",
             **controls.BOUND,
         )
+    with right:
         domains = st.pills(
             "Domains",
-            manifest.domains,
+            everything.domains,
             selection_mode="multi",
-            default=manifest.domains,
+            default=everything.domains,
             key="domains",
             **controls.BOUND,
         )
@@ -33,10 +36,12 @@ if not domains:
     controls.ask("Choose at least one domain.")
 
 with controls.one_line_errors():
-    traces = load.bundle(name, temperature).traces
+    traces = load.traces(name, temperature)
     table = load.acceptance(name, temperature)
     trust = load.reliability(name, temperature)
-origin = controls.source({f"{name}, temperature {temperature:g}": str(traces.origin)})
+origin = controls.source(
+    {f"Acceptance of {traces.name}, temperature {temperature:g}": str(traces.origin)}
+)
 value = st.segmented_control(
     "Accepted",
     list(VIEWS),

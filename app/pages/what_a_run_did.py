@@ -9,22 +9,13 @@ METRICS = {"ttft_ms": "TTFT", "tpot_ms": "TPOT", "e2e_ms": "E2E"}
 
 def choose() -> str:
     """The run folder; stops with an instruction while none is chosen."""
-    known = load.runs()
-    folder = st.selectbox(
-        "Run folder",
-        known,
-        key="folder",
-        index=0 if known else None,
-        accept_new_options=True,
-        placeholder="Type the folder of a run",
-        **controls.BOUND,
-    )
+    folder = controls.pick_run()
     if not folder:
         controls.ask(
             "Type the folder of a run. Make one with"
             " `python -m sim.run --policy none,confidence --load high --out runs/first`."
         )
-    return str(folder)
+    return folder
 
 
 def show_over_time(run: load.Run, origin: str) -> None:
@@ -32,7 +23,7 @@ def show_over_time(run: load.Run, origin: str) -> None:
     policy = st.segmented_control(
         "Over time",
         list(run.summary["policies"]),
-        default=next(iter(run.summary["policies"])),
+        default=next(reversed(run.summary["policies"])),
         required=True,
         key="policy",
         **controls.BOUND,
@@ -50,8 +41,8 @@ with controls.one_line_errors():
 document = run.summary
 origin = controls.source(
     {
-        f"acceptance of {document['bundle']}": document["origin"],
-        f"step times of {document['latency']}": document["latency_origin"],
+        f"Acceptance of {document['bundle']}": document["origin"],
+        f"Step times of {document['latency']}": document["latency_origin"],
     }
 )
 load_text = (
@@ -67,8 +58,9 @@ summaries = document["policies"]
 requests = {label: load.of_policy(run.requests, label) for label in summaries}
 st.subheader(frames.verdict(requests, summaries))
 tables.show(frames.comparison(summaries))
-for line in document["paired_lines"]:
-    st.markdown(f"- {line}")
+if document["paired"]:
+    st.markdown(f"**Against {document['paired'][0]['against']}**, request by request")
+    tables.show(frames.differences(document["paired"]))
 metric = st.segmented_control(
     "Time of a request",
     list(METRICS),

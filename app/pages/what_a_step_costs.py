@@ -17,9 +17,11 @@ def pass_curves(model: LatencyModel, rules: list[str]) -> pd.DataFrame:
 
     Columns: curve, tokens, ms.
     """
-    curves = {"model": model.verify_s}
-    for rule in rules:
-        curves[f"belief, lookup '{rule}'"] = model.cost_table(rule).verify_s - model.overhead_s
+    curves = {
+        f"belief, lookup '{rule}'": model.cost_table(rule).verify_s - model.overhead_s
+        for rule in rules
+    }
+    curves["model"] = model.verify_s
     parts = [
         pd.DataFrame({"curve": name, "tokens": np.arange(seconds.size), "ms": seconds * 1e3})[1:]
         for name, seconds in curves.items()
@@ -42,14 +44,16 @@ def without_context(cells: pd.DataFrame, slope_s: float) -> pd.DataFrame:
     return cells.assign(ms=cells["ms"] - share_ms)
 
 
-def show_numbers(model: LatencyModel, report: FitReport) -> None:
-    """Error of the fit and the costs that no chart shows."""
+def show_numbers(model: LatencyModel, report: FitReport, steps: pd.DataFrame) -> None:
+    """Error of the fit and the costs that no chart shows; a dash where nothing was measured."""
+    ragged = bool(steps.get("ragged", pd.Series([False])).any())
+    hosted = bool((steps["mode"] == "overhead").any())
     error, tail, context, adaptive, overhead, noise = st.columns(6)
     error.metric("Median error, held out", f"{report.median_error:.1%}")
     tail.metric("p95 error, held out", f"{report.p95_error:.1%}")
     context.metric("Per 1,000 cached tokens", f"{model.context_s * 1e9:.3g} µs")
-    adaptive.metric("Extra, ragged lengths", f"{model.adaptive_s * 1e6:.3g} µs")
-    overhead.metric("Host overhead", f"{model.overhead_s * 1e6:.3g} µs")
+    adaptive.metric("Ragged step, extra", microseconds(model.adaptive_s, ragged))
+    overhead.metric("Host overhead", microseconds(model.overhead_s, hosted))
     noise.metric("Noise, log s.d.", f"{model.spread:.1%}")
     st.caption(
         f"Fitted to {report.cells:,} shapes. Error: on {report.held_out:,} of them, of a fit"
@@ -57,11 +61,16 @@ def show_numbers(model: LatencyModel, report: FitReport) -> None:
     )
 
 
+def microseconds(seconds: float, measured: bool) -> str:
+    """Microseconds, or a dash."""
+    return f"{seconds * 1e6:.3g} µs" if measured else "–"
+
+
 st.title("What does a step cost?")
 with st.container(border=True):
     left, right = st.columns(2)
     with left:
-        name = controls.pick_bundle()
+        name = controls.pick_machine()
     with right:
         rules = st.multiselect(
             "Engines' beliefs to draw beside the model",
@@ -74,10 +83,13 @@ with st.container(border=True):
         )
         logarithmic = st.toggle("Logarithmic axes", key="log", **controls.BOUND)
 with controls.one_line_errors():
-    steps = load.bundle(name).steps
-    model, report = load.bundle(name).latency_fit
-origin = controls.source({f"step times of {name}": str(model.origin)})
-show_numbers(model, report)
+    found = load.step_times(name)
+model, steps = found.model, found.samples
+origin = controls.source({f"Step times of {model.name}": str(model.origin)})
+if found.report:
+    show_numbers(model, found.report, steps)
+else:
+    st.caption("A published table: no samples to fit, so no error to state.")
 passes = without_context(frames.step_cells(steps, MODES), model.context_s)
 drafts = without_context(frames.step_cells(steps, ("draft",)), model.draft_context_s)
 figures = [

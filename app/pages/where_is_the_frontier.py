@@ -13,11 +13,12 @@ FEWEST = 60  # but never fewer requests than this
 def choose() -> list[tuple[str, load.Settings]]:
     """The sweep: (policy, settings) of every point; stops while there is none."""
     with st.container(border=True):
+        policies = controls.pick_policies()
         left, right = st.columns(2)
         with left:
             bundle, latency = controls.pick_bundle(), controls.pick_latency()
         with right:
-            policies = controls.pick_policies()
+            scenario = controls.pick_scenario()
             levels = st.multiselect(
                 "Requests out at any time (concurrency)",
                 LEVELS,
@@ -29,7 +30,11 @@ def choose() -> list[tuple[str, load.Settings]]:
         controls.ask("Choose at least one policy and one concurrency.")
     points = [
         load.Settings(
-            bundle=bundle, latency=latency, concurrency=level, requests=max(FEWEST, ROUNDS * level)
+            bundle=bundle,
+            latency=latency,
+            scenario=scenario,
+            concurrency=level,
+            requests=max(FEWEST, ROUNDS * level),
         )
         for level in sorted(levels)
     ]
@@ -60,5 +65,8 @@ origin = controls.source(load.origins(load.world(points[0][1])))
 st.plotly_chart(
     charts.throughput(frame, origin, "Throughput against interactivity, by concurrency")
 )
-st.caption(f"Simulated: closed loop, seed 0, {ROUNDS} requests per request out, at least {FEWEST}")
+st.caption(
+    f"Simulated: traffic {points[0][1].scenario}, closed loop, seed 0, {ROUNDS} requests for each"
+    f" one out, at least {FEWEST}"
+)
 tables.show(frame)

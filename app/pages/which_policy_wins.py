@@ -12,16 +12,32 @@ from sim.paired import paired_table
 def choose() -> load.Settings:
     """The controls; stops with an instruction while something is missing."""
     with st.container(border=True):
-        left, right = st.columns(2)
+        left, middle, right = st.columns(3)
         with left:
-            bundle, latency = controls.pick_bundle(), controls.pick_latency()
+            bundle = controls.pick_bundle()
+        with middle:
+            latency = controls.pick_latency()
         with right:
-            policies = controls.pick_policies()
-            size = controls.pick_size(requests=2000)
-        rate = controls.pick_load()
+            scenario = controls.pick_scenario()
+        policies = controls.pick_policies()
+        traffic, requests, seed = st.columns([4, 1, 1], vertical_alignment="bottom")
+        with traffic:
+            rate = controls.pick_load()
+        with requests:
+            count = controls.whole("Requests in the run", "requests", 20, 2000, 50_000)
+        with seed:
+            chosen = controls.whole("Seed", "seed", 0, 0, 2**31 - 1)
     if not policies:
         controls.ask("Choose at least one policy; the first is the baseline of the others.")
-    return load.Settings(bundle=bundle, latency=latency, policies=policies, **rate, **size)
+    return load.Settings(
+        bundle=bundle,
+        latency=latency,
+        scenario=scenario,
+        policies=policies,
+        requests=count,
+        seed=chosen,
+        **rate,
+    )
 
 
 def serve(settings: load.Settings) -> dict[str, load.Served]:
@@ -35,11 +51,12 @@ def serve(settings: load.Settings) -> dict[str, load.Served]:
     return results
 
 
-def traffic(settings: load.Settings) -> str:
+def load_text(settings: load.Settings) -> str:
     """The load of a run in words."""
     if settings.concurrency:
         return f"closed loop with {settings.concurrency} requests out"
-    return f"Poisson arrivals at {load.load_rps(settings):,.3g} requests/s ({settings.load})"
+    rate_rps = load.load_rps(settings)
+    return f"{rate_rps:,.3g} requests/s" if rate_rps else "arrivals at their recorded rate"
 
 
 def show(settings: load.Settings, results: dict[str, load.Served]) -> None:
@@ -51,7 +68,7 @@ def show(settings: load.Settings, results: dict[str, load.Served]) -> None:
     origin = controls.source(load.origins(load.world(settings)))
     st.caption(
         f"Simulated: {settings.requests:,} requests per policy, seed {settings.seed},"
-        f" {traffic(settings)}"
+        f" traffic {settings.scenario}, {load_text(settings)}"
     )
     for policy, summary in summaries.items():
         if summary["unstable"]:
