@@ -6,7 +6,8 @@ tensors. Requests without rows and rows past the last request are padding; they 
 their outputs are defined below. Results of both implementations agree up to the rounding of fp32.
 
 Notation as in ``policies.base``: R requests, gamma draft positions, V vocabulary, N = sum(l + 1)
-flattened rows, H query heads, K key heads, e head size. The last axis of every tensor is dense.
+flattened rows, H query heads, K key heads, e head size. Tensors are contiguous; logits, hidden
+states, uniforms, confidences, queries and caches may be slices whose last axis is dense.
 """
 
 from __future__ import annotations
@@ -65,14 +66,15 @@ def markov_sample(
     """
     (requests, gamma, vocab), rank = logits.shape, head.w1.shape[1]
     size = hidden.shape[-1]
+    require("logits", logits, tuple(logits.shape), strided=True)
     require("anchors", anchors, (requests,))
-    require("hidden", hidden, (requests, gamma, size))
+    require("hidden", hidden, (requests, gamma, size), strided=True)
     require("w1", head.w1, (vocab, rank))
     require("w2", head.w2, (vocab, rank))
     seen = size if head.confidence_weight.numel() == size else size + rank
     require("confidence_weight", head.confidence_weight, (seen,))
     require("temperatures", temperatures, (requests,))
-    require("uniforms", uniforms, (requests, gamma))
+    require("uniforms", uniforms, (requests, gamma), strided=True)
     run = implementation("markov_sample", logits)
     return run(logits, anchors, hidden, head, temperatures, uniforms)
 
@@ -97,14 +99,20 @@ def verify(
     independent of those that drew the drafts.
     """
     (requests, gamma), vocab = draft_tokens.shape, target_logits.shape[1]
+    require("target_logits", target_logits, tuple(target_logits.shape), strided=True)
+    require("draft_tokens", draft_tokens, (requests, gamma))
     require("cu_rows", cu_rows, (requests + 1,))
     require("temperatures", temperatures, (requests,))
-    require("accept_uniforms", accept_uniforms, (requests, gamma))
+    require("accept_uniforms", accept_uniforms, (requests, gamma), strided=True)
     require("next_uniforms", next_uniforms, (requests,))
     if law is not None:
-        require("law.logits", law.logits, (requests, gamma, vocab))
+        require("law.logits", law.logits, (requests, gamma, vocab), strided=True)
         require("law.log_normalizer", law.log_normalizer, (requests, gamma))
         require("law.log_probs", law.log_probs, (requests, gamma))
+        if law.latents is not None and law.w2 is not None:
+            rank = law.w2.shape[1]
+            require("law.latents", law.latents, (requests, gamma, rank))
+            require("law.w2", law.w2, (vocab, rank))
     run = implementation("verify", target_logits)
     return run(
         target_logits, cu_rows, draft_tokens, law, temperatures, accept_uniforms, next_uniforms
@@ -130,8 +138,10 @@ def ragged_attention(
     """
     requests = block_tables.shape[0]
     (_, heads, size), kv_heads = queries.shape, key_cache.shape[2]
-    require("key_cache", key_cache, (*key_cache.shape[:3], size))
-    require("value_cache", value_cache, tuple(key_cache.shape))
+    require("queries", queries, tuple(queries.shape), strided=True)
+    require("key_cache", key_cache, (*key_cache.shape[:3], size), strided=True)
+    require("value_cache", value_cache, tuple(key_cache.shape), strided=True)
+    require("block_tables", block_tables, tuple(block_tables.shape), strided=True)
     require("cu_rows", cu_rows, (requests + 1,))
     require("context_tokens", context_tokens, (requests,))
     if heads % kv_heads:
@@ -147,6 +157,7 @@ def prefix_schedule(confidences: Tensor, drafted: Tensor, budget: Tensor) -> Sch
     exist, 0..gamma. ``budget`` [1] integer on the same device, so that a captured graph takes a
     new one each step.
     """
+    require("confidences", confidences, tuple(confidences.shape), strided=True)
     require("drafted", drafted, (confidences.shape[0],))
     require("budget", budget, (1,))
     return implementation("prefix_schedule", confidences)(confidences, drafted, budget)

@@ -36,9 +36,14 @@ def _load(operation: str, backend: str) -> Callable[..., Any]:
     return getattr(import_module(f"drafters.kernels.{operation}.{backend}"), operation)
 
 
-def require(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
-    """Raise ValueError unless ``tensor`` has this shape and a dense last axis."""
+def require(name: str, tensor: Tensor, shape: tuple[int, ...], strided: bool = False) -> None:
+    """Raise ValueError unless ``tensor`` has this shape and is contiguous.
+
+    ``strided``: only the last axis need be dense, as in a slice of a larger tensor.
+    """
     if tuple(tensor.shape) != shape:
         raise ValueError(f"{name} has shape {list(tensor.shape)}, must be {list(shape)}")
-    if tensor.numel() and tensor.stride(-1) != 1 and tensor.shape[-1] != 1:
+    if strided and tensor.numel() and tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
         raise ValueError(f"the last axis of {name} has stride {tensor.stride(-1)}, must be 1")
+    if not strided and not tensor.is_contiguous():
+        raise ValueError(f"{name} has strides {list(tensor.stride())}, must be contiguous")

@@ -80,10 +80,10 @@ def test_a_round_through_the_public_functions():
     assert ((verdict.next_tokens >= 0) & (verdict.next_tokens < vocab)).all()
 
 
-def test_wrong_shapes_are_named():
+def test_wrong_shapes_and_strides_are_named():
     with pytest.raises(ValueError, match=r"drafted has shape \[3\], must be \[2\]"):
         kernels.prefix_schedule(torch.zeros(2, 3), torch.zeros(3).long(), torch.tensor([1]))
-    with pytest.raises(ValueError, match="last axis of cu_rows has stride 2, must be 1"):
+    with pytest.raises(ValueError, match=r"cu_rows has strides \[2\], must be contiguous"):
         kernels.verify(
             torch.zeros(2, 5),
             torch.zeros(6).long()[::2],
@@ -93,3 +93,5 @@ def test_wrong_shapes_are_named():
             torch.zeros(2, 1),
             torch.zeros(2),
         )
+    with pytest.raises(ValueError, match="last axis of confidences has stride 4, must be 1"):
+        kernels.prefix_schedule(torch.zeros(3, 4).T, torch.zeros(4).long(), torch.tensor([1]))

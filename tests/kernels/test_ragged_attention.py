@@ -120,6 +120,19 @@ def test_splits_of_long_contexts(dtype, device):
 
 
 @pytest.mark.parametrize("run", list(RUNS))
+def test_queries_and_caches_may_be_slices(run, device):
+    """Queries cut from a fused projection, keys and values interleaved in one cache."""
+    dense = case([3, 1], [20, 9], (4, 2, 16), torch.float32, device, padding=0)
+    fused = torch.full((4, 4, 48), float("nan"), device=device)
+    fused[..., 16:32] = dense.queries
+    both = torch.cat((dense.key_cache, dense.value_cache), -1)
+    sliced = dense._replace(
+        queries=fused[..., 16:32], key_cache=both[..., :16], value_cache=both[..., 16:]
+    )
+    assert torch.equal(RUNS[run](*sliced), RUNS[run](*dense))
+
+
+@pytest.mark.parametrize("run", list(RUNS))
 def test_no_requests(run, device):
     given = case([], [], (2, 1, 16), torch.float32, device)
     assert (RUNS[run](*given) == 0).all()

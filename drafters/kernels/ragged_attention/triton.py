@@ -29,7 +29,7 @@ def ragged_attention(
     max_rows: int,
 ) -> Tensor:
     """See ``drafters.kernels.ragged_attention``."""
-    out = torch.zeros_like(queries)
+    out = torch.zeros(queries.shape, dtype=queries.dtype, device=queries.device)
     rows, heads, size = queries.shape
     requests, block_size, kv_heads = block_tables.shape[0], *key_cache.shape[1:3]
     if requests == 0 or rows == 0 or max_rows == 0:
