@@ -103,7 +103,10 @@ def load_parquet(path: Path, origin: str | None = None) -> RequestTable:
         raise ValueError(f"{path}: not a readable Parquet file ({error})") from None
     about = (arrow.schema.metadata or {}).get(METADATA_KEY)
     if about is None and origin is None:
-        raise ValueError(f"{path}: no origin in the file metadata; state it with --origin TEXT")
+        raise ValueError(
+            f"{path}: no origin in the file metadata; state it with --origin TEXT when describing "
+            "or converting the file (python -m sim.traffic)"
+        )
     told = json.loads(about) if about else {}
     stated = Origin(*told["origin"]) if told else Origin("measured", str(origin))
     table = from_plain(arrow.to_pandas(), told.get("source", path.name), stated)

@@ -22,25 +22,7 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 FLOAT_FIELDS = ("arrival_s", "think_s", "patience_s")
-
-
-@dataclass(frozen=True, slots=True)
-class SloTarget:
-    """What a service class promises; inf for no promise."""
-
-    ttft_s: float
-    """Time to first token."""
-    tpot_s: float
-    """Mean time per output token after the first."""
-
-
-SLO_TARGETS = {
-    "interactive": SloTarget(ttft_s=1.0, tpot_s=0.05),
-    "batch": SloTarget(ttft_s=60.0, tpot_s=0.2),
-    "agent": SloTarget(ttft_s=5.0, tpot_s=0.03),
-}
-"""Defaults: a person reading along, a job nobody watches, a tool loop with long prompts."""
-SLO_CLASSES = tuple(SLO_TARGETS)
+SLO_CLASSES = ("interactive", "batch", "agent")
 
 
 @dataclass(frozen=True)
