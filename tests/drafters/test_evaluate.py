@@ -1,0 +1,113 @@
+"""Measures on a trace worked by hand, and the command on a synthetic bundle.
+
+One response of 6 tokens, gamma = 2, anchors t = 0..4:
+
+    t           0     1     2     3     4
+    accepted    2     0     1     1     0
+    confidence  .9,.3 .9,.9 .4,.9 .9,.9 .9,.9
+
+Full blocks: 0 (+3) -> 3 (+2): 2 rounds. One draft a round: 0 (+2) -> 2 (+2) -> 4 (+1): 3 rounds.
+Threshold 0.5: 0 (l = 1, +2) -> 2 (l = 0, +1) -> 3 (l = 2, +2): 3 rounds, 3 drafts verified.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from drafters import evaluate, measures
+from gpu_traces.bundle import Bundle, read_bundle
+from gpu_traces.schema import AcceptanceTraces
+from gpu_traces.synthetic import synthetic_bundle, synthetic_traces
+
+CONFIDENCE = [[0.9, 0.3], [0.9, 0.9], [0.4, 0.9], [0.9, 0.9], [0.9, 0.9]]
+
+
+def worked() -> AcceptanceTraces:
+    small = synthetic_traces({"math": 0.5}, gamma=2, responses=1, response_tokens=30)
+    alone = np.zeros(1)
+    return replace(
+        small,
+        request_id=alone.astype(np.int64),
+        domain=alone.astype(np.int16),
+        temperature=np.ones(1, dtype=np.float32),
+        prompt_tokens=np.full(1, 3, dtype=np.int32),
+        response_tokens=np.full(1, 6, dtype=np.int32),
+        first_anchor=np.array([0, 5]),
+        confidence=np.array(CONFIDENCE, dtype=np.float32),
+        accepted=np.array([2, 0, 1, 1, 0], dtype=np.int8),
+        alpha=np.full((5, 2), 0.5, dtype=np.float32),
+        max_prob=np.full((5, 2), 0.5, dtype=np.float32),
+    )
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    return read_bundle(synthetic_bundle(tmp_path / "worked", worked()))
+
+
+def test_rounds_by_hand(bundle: Bundle) -> None:
+    full, single = measures.played(bundle), measures.played(bundle, 1)
+    assert full[["rounds", "tokens", "verified"]].values.tolist() == [[2, 5, 4]]
+    assert single[["rounds", "tokens", "verified"]].values.tolist() == [[3, 5, 3]]
+    assert measures.accepted_lengths(bundle)["tokens_per_round"].tolist() == [2.5] * 3
+
+
+def test_threshold_by_hand(bundle: Bundle) -> None:
+    table = measures.threshold_sweep(bundle).set_index("threshold").loc[0.5]
+    assert table["rounds"] == 3
+    assert table["tokens_per_round"] == pytest.approx(5 / 3)
+    assert table["verified_per_round"] == pytest.approx(1.0)
+    assert table["rejected"] == pytest.approx(1 / 3)
+    assert table["rate"] == pytest.approx(5 / 6)
+
+
+def test_lengths_by_hand(bundle: Bundle) -> None:
+    table = measures.length_sweep(bundle)
+    assert table["tokens_per_round"].tolist() == [pytest.approx(5 / 3), 2.5]
+
+
+def test_conditional_by_hand(bundle: Bundle) -> None:
+    """Walked anchors 0 and 3: both accept position 1; anchor 3 rejects position 2."""
+    assert measures.conditional_acceptance(bundle)["conditional"].tolist() == [1.0, 0.5]
+
+
+def test_interval_takes_prompts_as_draws() -> None:
+    """Equal prompts: no spread. Copies of one prompt's rows don't narrow the interval."""
+    rows = pd.DataFrame(
+        {"prompt_key": ["a", "b", "c"], "domain": "x", "rounds": 10, "tokens": [20, 30, 25]}
+    ).assign(verified=0)
+    once = measures.summarise(rows, ["domain"]).iloc[0]
+    twice = measures.summarise(pd.concat([rows, rows]), ["domain"]).iloc[0]
+    assert once["tokens_per_round"] == twice["tokens_per_round"] == 2.5
+    assert once["half_width"] == pytest.approx(1.96 * np.sqrt(50) / 30)
+    assert twice["half_width"] == pytest.approx(once["half_width"])
+    same = measures.summarise(rows.assign(tokens=25), ["domain"]).iloc[0]
+    assert same["half_width"] == 0
+
+
+def test_command_writes_tables_and_figures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rates = {"math": 0.8, "chat": 0.6}
+    folders = []
+    for name, seed in (("one", 0), ("two", 1)):
+        traces = synthetic_traces(rates, gamma=3, responses=20, response_tokens=50, seed=seed)
+        folders.append(str(synthetic_bundle(tmp_path / name, replace(traces, name=name))))
+    out = tmp_path / "out"
+    assert evaluate.main([*folders, "--out", str(out)]) == 0
+    text = capsys.readouterr().out
+    assert "## Tokens per round" in text
+    assert (out / "report.md").read_text().strip() == text.strip()
+    accepted = pd.read_csv(out / "accepted_length.csv")
+    overall = accepted.query("domain == 'all'")
+    assert len(overall) == 2
+    assert overall["tokens_per_round"].between(1, 4).all()
+    page = (out / "report.html").read_text()
+    assert all(title in page for title in ("Conditional acceptance", "Reliability", "Verified"))
+    assert evaluate.main([folders[0], folders[0]]) == 2
+    assert "names repeat" in capsys.readouterr().err
