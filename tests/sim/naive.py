@@ -46,8 +46,9 @@ def serve(
     policy_name: str,
     max_requests: int,
     max_step_tokens: int,
+    log: list[dict] | None = None,
 ) -> list[Request]:
-    """Run everything; returns the requests in workload order."""
+    """Run everything; returns the requests in workload order, and logs steps as a live run does."""
     policy = registry.create(policy_name, traces.gamma)
     cost = latency.cost_table(policy.cost_rule)
     lag = ConfidenceLag(max_requests, traces.gamma, policy.lag)
@@ -92,6 +93,9 @@ def serve(
         else:
             seconds = latency.step_time_s(0, 0, sum(chunks))
         now_s += seconds
+        if log is not None:
+            ids = [r.index for r in running]
+            log.append({"step": step, "request_ids": ids, "prefill_tokens": sum(chunks)})
         hits = [_walk(traces, r, int(length)) for r, length in zip(running, lengths, strict=True)]
         done = [r.generated >= r.output for r in running]
         if running:
