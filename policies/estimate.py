@@ -83,10 +83,10 @@ class AcceptanceEstimator:
         self._requests = np.zeros((2, 0))
         self._request_odds = np.ones(0)
 
-    def admit(self, slots: Ints, fresh: Ints) -> None:
-        """Make room for ``slots`` and forget who had the ``fresh`` ones before."""
-        if slots.size and slots.max() >= self._request_odds.size:
-            missing = int(slots.max()) + 1 - self._request_odds.size
+    def admit(self, slots: int, fresh: Ints) -> None:
+        """Make room for slots below ``slots`` and forget who had the ``fresh`` ones before."""
+        missing = slots - self._request_odds.size
+        if missing > 0:
             self._requests = np.pad(self._requests, ((0, 0), (0, missing)))
             self._request_odds = np.pad(self._request_odds, (0, missing), constant_values=1.0)
         if fresh.size:

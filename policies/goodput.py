@@ -39,6 +39,29 @@ TRIM_RATE = 0.1
 """Weight of the newest step in the running gain of trimming."""
 
 
+@njit(cache=True)
+def _inverse_pace(pace: Floats, slots: Ints) -> Floats:
+    """Weights [R] inverse to the requests' tokens per step; 1 for one of average pace."""
+    weights = np.empty(slots.size)
+    for r in range(slots.size):
+        weights[r] = pace[slots[r]]
+    mean = weights.mean()
+    for r in range(slots.size):
+        weights[r] = mean / weights[r]
+    return weights
+
+
+@njit(cache=True)
+def _values(survival: Floats, weights: Floats) -> tuple[Floats, float, float]:
+    """Weighted survivals [R, gamma], their sum, and the sum of the weights."""
+    value, total = np.empty(survival.shape), 0.0
+    for r in range(survival.shape[0]):
+        for j in range(survival.shape[1]):
+            value[r, j] = weights[r] * survival[r, j]
+            total += value[r, j]
+    return value, total, weights.sum()
+
+
 @njit(cache=True, error_model="numpy")
 def _choose_drafts(
     expected: Floats,
@@ -166,7 +189,7 @@ class Goodput(Policy):
     def _admit(self, state: VerifyState) -> None:
         fresh = state.slots[state.fresh]
         self._worth.admit(state, fresh)
-        self._estimator.admit(state.slots, fresh)
+        self._estimator.admit(self._worth.pace.size, fresh)
         missing = self._worth.pace.size - self._choice.size
         if missing:
             self._choice = np.pad(self._choice, (0, missing), constant_values=self.first_draft)
@@ -174,12 +197,11 @@ class Goodput(Policy):
             self._choice[fresh] = self.first_draft
 
     def _weights(self, state: VerifyState) -> Floats:
-        weights = np.ones(state.drafted.size)
+        weights: Floats = np.ones(state.drafted.size)
         if self.config.fair:
-            pace = self._worth.pace[state.slots]
-            weights = float(pace.mean()) / pace
+            weights = _inverse_pace(self._worth.pace, state.slots)
         if self.config.urgency:
-            weights = weights + self.config.urgency * (state.slack_s < 0)
+            weights += self.config.urgency * (state.slack_s < 0)
         return weights
 
     def _survivals(self, state: VerifyState) -> Floats:
@@ -193,16 +215,16 @@ class Goodput(Policy):
         fixed_s += state.cost.draft_time_s(drafting, longest)
         verify_s = state.cost.verify_curve_s(state.other_tokens, total + 1)
         weights, survival = self._weights(state), self._survivals(state)
-        value = survival * weights[:, None]
+        value, promised, base = _values(survival, weights)
         ascending = np.sort(value, axis=None)
-        base = float(weights.sum()) + state.sampling_requests - state.drafted.size
+        base += state.sampling_requests - state.drafted.size
         ragged_s = fixed_s + state.cost.adaptive_s
         lam = self.rate if self.config.long_run else 0.0
         budget, tokens = lookahead_budget(
             ascending, base, ragged_s, verify_s, self._shape, weights.size, lam
         )
         trim_s, full_s = ragged_s + float(verify_s[budget]), fixed_s + float(verify_s[-1])
-        trim_gain = tokens / trim_s * full_s / (base + float(ascending.sum())) - 1.0
+        trim_gain = tokens / trim_s * full_s / (base + promised) - 1.0
         if total == 0 or (self.config.plain_path and self._trim_gain <= 0.0):
             bar = self.rate * float(verify_s[-1] - verify_s[0]) / max(1, total)
             step = _Step(state, weights, survival, ascending, bar, full_s, trim_gain)

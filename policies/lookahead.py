@@ -18,7 +18,7 @@ from numba import njit
 
 from policies.base import Floats
 
-CHECKS = 4
+CHECKS = 2
 """Checkpoints per R admitted drafts."""
 GRID = 8
 """Points of the remembered shape per R ranks."""

@@ -53,7 +53,7 @@ class Cheat(FixedK):
 def test_a_cheat_is_caught() -> None:
     """Reading the drawn token through a later confidence biases, even with a perfect drafter.
 
-    By hand: token 0 is drawn with d and kept, else the target draws: d + (1 - d) * 0.7, against 0.7;
+    By hand: token 0 is drawn with d and kept, else the target draws: d + (1 - d) * 0.7, not 0.7;
     d = 0.5 gives 0.15 and d = 0.7 (the target's own law) gives 0.21.
     """
     cheat, toy = Cheat(2, Cheat.Config(k=2)), appendix_a()

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from policies.base import Policy, VerifyState
 from policies.harness import check_plan
-from policies.registry import create, get, names
+from policies.registry import create, get, names, parse
 from tests.policies.states import (
+    cliff_state,
     gammas,
     history,
     lag_rule,
@@ -28,9 +29,9 @@ ARRAYS = [k for k, v in make_state(3, 2, 0)._asdict().items() if isinstance(v, n
 
 
 def lived(name: str, gamma: int, seed: int, **parameters: object) -> Policy:
-    """A policy that has seen up to 20 steps."""
+    """A policy that has seen up to 7 steps."""
     policy = create(name, gamma, **parameters)
-    history(policy, gamma, seed, steps=seed % 20, rows=8)
+    history(policy, gamma, seed, steps=seed % 8, rows=8)
     return policy
 
 
@@ -99,8 +100,8 @@ def test_order_of_rows_does_not_matter(name: str, gamma: int, rows: int, seed: i
         np.testing.assert_array_equal(plans[0][order], plans[1])
 
 
-def change_later(state: VerifyState, row: int, position: int, seed: int) -> VerifyState:
-    """The same step with other confidences of ``row`` after its first ``position`` ones.
+def change_later(state: VerifyState, row: int, position: int) -> VerifyState:
+    """The same step with the confidences of ``row`` after its first ``position`` ones turned over.
 
     c[j] is known before token j is drawn, so these are what depends on token ``position`` or a
     later one: had another token been drawn there, they would have been others.
@@ -108,18 +109,18 @@ def change_later(state: VerifyState, row: int, position: int, seed: int) -> Veri
     current = state.current.copy()
     later = np.arange(current.shape[1]) >= position
     later &= np.arange(current.shape[1]) < state.drafted[row]
-    current[row, later] = np.random.default_rng(seed).beta(1, 1, int(later.sum()))
+    current[row, later] = 1.0 - current[row, later]
     return state._replace(current=current)
 
 
 def admissions_that_move(name: str, gamma: int, seed: int, **parameters: object) -> bool:
     """Whether later confidences change the admission of an earlier draft of the same request."""
     rng = np.random.default_rng(seed)
-    rows = int(rng.integers(1, 7))
-    state = make_state(gamma, rows, seed)
-    row, position = int(rng.integers(rows)), int(rng.integers(1, gamma + 1))
+    rows = int(rng.choice([1, 1, 2, 3]))
+    state = cliff_state(gamma, rows, seed)
+    row, position = int(rng.integers(rows)), int(rng.integers(1, gamma))
     admitted = []
-    for version in (state, change_later(state, row, position, seed)):
+    for version in (state, change_later(state, row, position)):
         policy = lived(name, gamma, seed, **parameters)
         lengths = policy.plan(lag_rule(policy, version)).lengths
         admitted.append(min(int(lengths[row]), position))
@@ -129,16 +130,17 @@ def admissions_that_move(name: str, gamma: int, seed: int, **parameters: object)
 HONEST = [n for n in names() if not create(n, 7).anticipating]
 
 
-@pytest.mark.parametrize("name", HONEST)
+@pytest.mark.parametrize("spec", [*HONEST, "goodput:plain_path=false"])
 @settings(max_examples=60, deadline=None)
 @given(gamma=gammas, seed=seeds)
-def test_later_tokens_do_not_move_admission(name: str, gamma: int, seed: int) -> None:
+def test_later_tokens_do_not_move_admission(spec: str, gamma: int, seed: int) -> None:
     """Draft j of a request is verified or not whatever token j and the ones after it are.
 
     With c[1..j] of a request and everything else fixed, c[j+1..] (which the drawn tokens j and
     later decide) must not change min(length, j). For policies that claim non-anticipation.
     """
-    assert not admissions_that_move(name, gamma, seed)
+    name, parameters = parse(spec)
+    assert not admissions_that_move(name, gamma, seed, **parameters)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +157,7 @@ def test_later_tokens_do_not_move_admission(name: str, gamma: int, seed: int) ->
 def test_the_property_catches_anticipation(name: str, parameters: dict[str, int]) -> None:
     """Schedulers that search the whole current curve do fail it, and say so about themselves."""
     assert create(name, 7, **parameters).anticipating
-    assert any(admissions_that_move(name, 7, seed, **parameters) for seed in range(400))
+    assert any(admissions_that_move(name, 7, seed, **parameters) for seed in range(300))
 
 
 def test_a_score_of_the_drawn_token_anticipates() -> None:
@@ -168,7 +170,7 @@ def test_a_score_of_the_drawn_token_anticipates() -> None:
     moved = False
     for seed in range(200):
         state = make_state(7, 4, seed, drafted=np.full(4, 5))
-        other = change_later(state, 0, 1, seed)  # token 2 and later drawn otherwise
+        other = change_later(state, 0, 1)  # token 2 and later drawn otherwise
         lengths = [int(create("tetris", 7).plan(s).lengths[0]) for s in (state, other)]
         moved |= min(lengths[0], 2) != min(lengths[1], 2)
     assert moved
