@@ -41,6 +41,9 @@ def capacity_rps(
     lone = replace(
         config,
         replicas=1,
+        group_size=1,
+        outages=(),
+        mtbf_s=np.inf,
         concurrency=cap,
         horizon_s=0.0,
         timeout_s=np.inf,

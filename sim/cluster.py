@@ -7,8 +7,7 @@ some replica is idle does the clock process wake for the next arrival itself.
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator
 from typing import Any
 
 import numpy as np
@@ -16,22 +15,17 @@ import simpy
 
 from policies.base import Policy
 from policies.cost import CostTable
+from sim import state as s
+from sim.group import Group
+from sim.prefill import PrefillPool
 from sim.replica import Replica, World
 from sim.routers import Router
-from sim.state import ARRIVAL, COMPLETED, DEADLINE, HEAD, STATUS, TAIL, Ints
+from sim.state import Ints
 from sim.workload import Workload
 
 
-@dataclass(frozen=True)
-class QueueSample:
-    """Requests waiting (all replicas) at an arrival."""
-
-    time_s: float
-    waiting: int
-
-
 class Cluster:
-    """Replicas behind a router, fed by a workload; the ``Source`` of its replicas.
+    """Replicas behind a router, fed by a workload: the ``Source`` and ``Traffic`` of ``sim``.
 
     ``concurrency`` > 0 closes the loop: that many requests are out at any time and the next one is
     released, in workload order, when one ends. Turns of a session wait for the turn before.
@@ -45,11 +39,16 @@ class Cluster:
         policies: list[Policy],
         costs: list[CostTable],
         router: Router,
-        concurrency: int,
         seed: np.random.SeedSequence,
+        *,
+        concurrency: int = 0,
+        group_size: int = 1,
+        retries: int = 3,
+        pool: PrefillPool | None = None,
     ) -> None:
         self.env, self.world, self.router, self.concurrency = env, world, router, concurrency
-        self.patience_s = world.lines_f[:, DEADLINE] - workload.arrival_s
+        self.retries, self.pool = retries, pool
+        self.patience_s = world.lines_f[:, s.DEADLINE] - workload.arrival_s
         self.think_s = workload.think_s
         self.next_turn, opening = _turns(workload.session)
         self.has_turns = opening.size < workload.requests
@@ -57,16 +56,20 @@ class Cluster:
         self.due_s = workload.arrival_s[opening]
         self.taken = 0
         self.left = workload.requests
+        self.limbo: list[int] = []
         self.sleeping: dict[int, simpy.Event] = {}
         self._awake = env.event()
         self.replicas = [
-            Replica(env, i, world, policy, cost, self, child)
+            Replica(i, world, policy, cost, self, child)
             for i, (policy, cost, child) in enumerate(
                 zip(policies, costs, seed.spawn(len(policies)), strict=True)
             )
         ]
-        for replica in self.replicas:
-            env.process(replica.run())
+        self.group_size = group_size
+        self.groups = [
+            Group(env, k, self.replicas[first : first + group_size], self)
+            for k, first in enumerate(range(0, len(self.replicas), group_size))
+        ]
         if concurrency:
             self._release(min(concurrency, self.pending.size))
         else:
@@ -80,30 +83,52 @@ class Cluster:
         return float(self.due_s[self.taken])
 
     def deliver(self, now_s: float) -> None:
-        """Route every open-loop request that has arrived by now."""
+        """Take in every open-loop request that has arrived by now."""
         if self.next_s <= now_s:
             last = int(np.searchsorted(self.due_s, now_s, side="right"))
-            self._route(self.pending[self.taken : last])
-            self.taken = last
+            arrived, self.taken = self.pending[self.taken : last], last
+            self._take_in(arrived)
 
-    def idle(self, replica: Replica) -> simpy.Event:
-        """Put a replica to sleep until it is given a request."""
+    def idle(self, group: Group) -> simpy.Event:
+        """Put a group to sleep until it is given a request."""
         event = self.env.event()
-        self.sleeping[replica.index] = event
+        self.sleeping[group.index] = event
         if not self._awake.triggered:
             self._awake.succeed()
         return event
 
     def ended(self, replica: Replica, requests: Ints, now_s: float) -> None:
         """Count requests out, and release what waited for their end."""
+        self._out(requests)
+
+    def orphaned(self, requests: Ints) -> None:
+        """Send requests of a failed group elsewhere; those retried too often are failed."""
+        lines_i, lines_f = self.world.lines_i, self.world.lines_f
+        spent = lines_i[requests, s.RETRIES] > self.retries
+        lines_i[requests[spent], s.STATUS] = s.FAILED
+        lines_f[requests[spent], s.FINISH] = self.env.now
+        self._route(requests[~spent])
+        if spent.any():
+            self._out(requests[spent])
+
+    def recovered(self) -> None:
+        """Hand out what waited for any group to be up."""
+        waiting, self.limbo = np.array(self.limbo, dtype=np.int64), []
+        self._route(waiting)
+
+    def waiting(self) -> int:
+        """Requests in the replicas' queues."""
+        return sum(int(r.counts[s.TAIL] - r.counts[s.HEAD]) for r in self.replicas)
+
+    def _out(self, requests: Ints) -> None:
         self.left -= requests.size
         if self.concurrency:
             self._release(min(requests.size, self.pending.size - self.taken))
-        if not self.has_turns:
-            return
-        for request in requests[self.next_turn[requests] >= 0]:
-            following = int(self.next_turn[request])
-            self.env.process(self._later(following, float(self.think_s[following])))
+        if self.has_turns:
+            for following in self.next_turn[requests].tolist():
+                if following >= 0:
+                    think_s = float(self.think_s[following])
+                    self.env.process(self._later(think_s, following, self._arrive))
 
     def _clock(self) -> Generator[simpy.Event, Any, None]:
         """Wake for arrivals while somebody sleeps."""
@@ -115,9 +140,11 @@ class Cluster:
                 self._awake = self.env.event()
                 yield self._awake
 
-    def _later(self, request: int, think_s: float) -> Generator[simpy.Event, Any, None]:
-        yield self.env.timeout(think_s)
-        self._arrive(np.array([request]))
+    def _later(
+        self, delay_s: float, request: int, then: Callable[[Ints], None]
+    ) -> Generator[simpy.Event, Any, None]:
+        yield self.env.timeout(delay_s)
+        then(np.array([request]))
 
     def _release(self, count: int) -> None:
         if not count:
@@ -128,31 +155,41 @@ class Cluster:
     def _arrive(self, requests: Ints) -> None:
         """Requests whose arrival time the run itself decides: now."""
         lines_f = self.world.lines_f
-        lines_f[requests, ARRIVAL] = self.env.now
-        lines_f[requests, DEADLINE] = self.env.now + self.patience_s[requests]
-        self._route(requests)
+        lines_f[requests, s.ARRIVAL] = self.env.now
+        lines_f[requests, s.DEADLINE] = self.env.now + self.patience_s[requests]
+        self._take_in(requests)
+
+    def _take_in(self, requests: Ints) -> None:
+        """New requests go to the prefill pool where there is one, else straight to a replica."""
+        if self.pool is None:
+            self._route(requests)
+            return
+        lines_i, lines_f = self.world.lines_i, self.world.lines_f
+        tokens = lines_i[requests, s.PROMPT] - lines_i[requests, s.PREFIX]
+        ready_s = self.pool.submit(lines_f[requests, s.ARRIVAL], tokens)
+        lines_f[requests, s.FIRST_TOKEN] = ready_s
+        for request, at_s in zip(requests.tolist(), ready_s.tolist(), strict=True):
+            self.env.process(self._later(max(0.0, at_s - self.env.now), request, self._route))
 
     def _route(self, requests: Ints) -> None:
-        if len(self.replicas) == 1:
-            self._give(0, requests)
+        """Give requests to replicas whose group is up; without any, keep them until one is."""
+        if not requests.size:
             return
-        chosen = self.router.choose(self.replicas, requests)
-        for index in set(chosen.tolist()):
-            self._give(index, requests[chosen == index])
+        up = [replica for group in self.groups if group.up for replica in group.replicas]
+        if not up:
+            self.limbo += requests.tolist()
+        elif len(up) == 1:
+            self._give(up[0], requests)
+        else:
+            chosen = self.router.choose(up, requests)
+            for index in set(chosen.tolist()):
+                self._give(up[index], requests[chosen == index])
 
-    def _give(self, index: int, requests: Ints) -> None:
-        self.replicas[index].enqueue(requests)
-        event = self.sleeping.pop(index, None)
+    def _give(self, replica: Replica, requests: Ints) -> None:
+        replica.enqueue(requests)
+        event = self.sleeping.pop(replica.index // self.group_size, None)
         if event is not None:
             event.succeed()
-
-    def waiting(self) -> int:
-        """Requests in the replicas' queues."""
-        return sum(int(r.counts[TAIL] - r.counts[HEAD]) for r in self.replicas)
-
-    def completed(self) -> int:
-        """Requests that got all their tokens."""
-        return int(np.count_nonzero(self.world.lines_i[:, STATUS] == COMPLETED))
 
 
 def _turns(session: Ints) -> tuple[Ints, Ints]:

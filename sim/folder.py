@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -34,7 +35,7 @@ class RunFolder:
     def add(self, label: str, records: Records) -> None:
         """Append one policy's records to every table."""
         for name, frame in records.tables().items():
-            policy = pd.Categorical.from_codes([0] * len(frame), [label])
+            policy = pd.Categorical.from_codes(np.zeros(len(frame), dtype=np.int8), [label])
             table = pa.Table.from_pandas(frame.assign(policy=policy), preserve_index=False)
             table = table.cast(_plain_policy(table.schema))
             if name not in self._writers:
@@ -65,6 +66,7 @@ def run_folder(target: Path) -> Iterator[RunFolder]:
     check_target(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    scratch.chmod(0o755)
     try:
         yield RunFolder(scratch)
         if target.exists():

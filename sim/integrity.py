@@ -68,7 +68,10 @@ def _check_tokens(records: Records) -> None:
         made = requests["generated_tokens"].sum() - lone.sum()
     else:
         made = requests["generated_tokens"].sum()
-    _require(steps["output_tokens"].sum() == made, "tokens conserved")
+    missing = int(made) - int(steps["output_tokens"].sum())
+    # A failing replica loses the step in which first tokens made elsewhere were to be booked.
+    spare = int(requests["retries"].sum()) if records.first_token_elsewhere else 0
+    _require(0 <= missing <= spare, "tokens conserved")
 
 
 def _check_steps(records: Records) -> None:

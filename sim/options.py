@@ -9,6 +9,7 @@ from collections.abc import Callable
 from policies import registry
 from sim import slo
 from sim.capacity import LOADS, RECORDED
+from sim.group import Outage
 from sim.replica import PREFILL_MODES, EngineConfig
 from sim.routers import ROUTERS
 from sim.scaling import METHODS
@@ -55,6 +56,19 @@ def positive(text: str) -> float:
     if not value > 0:
         raise argparse.ArgumentTypeError(f"{text!r} must be a number above 0")
     return value
+
+
+def outage(text: str) -> Outage:
+    """An argparse type: ``0@30+10``, group 0 fails at 30 s for 10 s."""
+    try:
+        group, _, times = text.partition("@")
+        start, _, length = times.partition("+")
+        made = Outage(int(group), float(start), float(length))
+    except ValueError:
+        made = Outage(-1, 0.0, 0.0)
+    if made.group < 0 or not made.start_s >= 0 or not 0 < made.length_s < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} must be GROUP@SECONDS+SECONDS, e.g. 0@30+10")
+    return made
 
 
 def load(text: str) -> str:
@@ -145,6 +159,29 @@ def add_deployment(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--kv-tokens", type=whole(0), default=default.kv_tokens,
         help="tokens that one replica's KV cache holds; 0: no limit",
+    )  # fmt: skip
+    group.add_argument(
+        "--prefill-workers", type=whole(0), default=0,
+        help="workers of the separate prefill pool; 0: one per replica",
+    )  # fmt: skip
+    group.add_argument(
+        "--group-size", type=whole(1), default=1,
+        help="replicas that step in lock-step, the slowest setting the pace (data-parallel ranks)",
+    )  # fmt: skip
+    group.add_argument(
+        "--outage", type=outage, action="append", default=[], metavar="GROUP@S+S",
+        help="group that fails at a second and comes back so many seconds later; repeat for more",
+    )  # fmt: skip
+    group.add_argument(
+        "--mtbf", type=positive, default=math.inf,
+        help="mean seconds between random failures of a group; inf: none",
+    )  # fmt: skip
+    group.add_argument(
+        "--mttr", type=positive, default=60.0, help="mean seconds that a failed group stays down"
+    )
+    group.add_argument(
+        "--retries", type=whole(0), default=3,
+        help="replicas that a running request may lose before it is reported failed",
     )  # fmt: skip
     group.add_argument(
         "--prefix-cache", action="store_true", help="known prompt prefixes skip prefill"

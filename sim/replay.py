@@ -25,6 +25,7 @@ from gpu_traces.schema import AcceptanceTraces
 from policies import registry
 from policies.base import Policy, StepOutcome, VerifyState
 from policies.cost import CostTable
+from policies.export import read_policy
 from policies.harness import ConfidenceLag, check_plan
 from sim import options, setup
 
@@ -229,7 +230,7 @@ def parser() -> options.Parser:
     made = options.Parser("python -m sim.replay", (__doc__ or "").split("\n\n")[0])
     made.add_argument("--live", required=True, help="folder that drafters.decode wrote")
     made.add_argument("--bundle", required=True, help="trace bundle of the same prompts")
-    options.add_policies(made, "hardware-aware")
+    made.add_argument("--policy", required=True, help="policy or policy.json of the live run")
     made.add_argument("--json", action="store_true", help="end with one JSON document")
     return made
 
@@ -238,15 +239,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Compare; exit code 0, 1 when over 1 % of the requests differ, 2 for a user's error."""
     made = parser()
     args = made.parse_args(argv)
-    label = ",".join(args.policy)
     try:
-        name, parameters = registry.parse(label)
-        document = compare_live(Path(args.live), args.bundle, name, parameters).document()
+        document = compare_live(Path(args.live), args.bundle, args.policy).document()
     except (ValueError, OSError) as error:
         print(f"{made.prog}: error: {error}", file=sys.stderr)
         return 2
     print(
-        f"{label}: {document['equal']} of {document['requests']} requests equal the live run"
+        f"{args.policy}: {document['equal']} of {document['requests']} requests equal the live run"
         f" in {', '.join(COUNTS)}; {document['left_out']} left out"
     )
     if args.json:
@@ -254,25 +253,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     return int(document["different"] > 0.01 * document["requests"])
 
 
-def compare_live(
-    live: Path, bundle_name: str, policy_name: str, parameters: dict[str, Any]
-) -> Comparison:
-    """Read a live folder and a bundle and replay the one over the other."""
+def compare_live(live: Path, bundle_name: str, policy: str) -> Comparison:
+    """Read a live folder and a bundle and replay the one over the other.
+
+    ``policy``: what the live run was told, a policy file (its cost table is used) or a policy with
+    parameters (the cost table is the bundle's).
+    """
     steps, requests = live / "live_steps.parquet", live / "live_requests.parquet"
     for path in (steps, requests):
         if not path.is_file():
             raise ValueError(f"{path}: no such file; --live is a folder of drafters.decode")
     bundle = read_bundle(bundle_name)
-    policy = registry.create(policy_name, bundle.traces.gamma, **parameters)
-    latency = setup.load_latency("", bundle, bundle.traces.gamma)
     live_requests = pd.read_parquet(requests)
     response = match_responses(live_requests, bundle)
     if not response:
         raise ValueError(f"{live}: none of its prompts is in bundle {bundle.name}")
-    cost = latency.cost_table(policy.cost_rule)
-    return replay(
-        bundle.traces, pd.read_parquet(steps), live_requests, response, policy, cost
-    )  # fmt: skip
+    made, cost = _policy(policy, bundle)
+    return replay(bundle.traces, pd.read_parquet(steps), live_requests, response, made, cost)
+
+
+def _policy(text: str, bundle: Bundle) -> tuple[Policy, CostTable]:
+    gamma = bundle.traces.gamma
+    if text.endswith(".json"):
+        file = read_policy(Path(text))
+        if file.gamma != gamma:
+            raise ValueError(f"{text}: gamma {file.gamma}, but bundle {bundle.name} has {gamma}")
+        return registry.create(file.policy, gamma, **file.parameters), file.cost
+    name, parameters = registry.parse(text)
+    policy = registry.create(name, gamma, **parameters)
+    latency = setup.load_latency("", bundle, gamma)
+    return policy, latency.cost_table(policy.cost_rule)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,14 @@
-"""One engine replica: a SimPy process whose loop is three verbs, admit, plan, advance."""
+"""One engine replica: three verbs, admit, plan, advance. ``sim.group`` calls them in time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from dataclasses import dataclass
 from itertools import repeat
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import simpy
 
 from gpu_traces.latency import LatencyModel
 from gpu_traces.schema import AcceptanceTraces
@@ -71,24 +70,17 @@ class World:
 
 
 class Source(Protocol):
-    """Where a replica's requests come from and go to."""
-
-    def deliver(self, now_s: float) -> None:
-        """Queue every request that has arrived by now at the replica it is routed to."""
-
-    def idle(self, replica: Replica) -> simpy.Event:
-        """An event that fires when the replica has been given work."""
+    """Who wants to know what becomes of a replica's requests."""
 
     def ended(self, replica: Replica, requests: Ints, now_s: float) -> None:
         """These requests have left the replica for good."""
 
 
 class Replica:
-    """State and process of one replica. Arrays are laid out as ``sim.state`` says."""
+    """State of one replica. Arrays are laid out as ``sim.state`` says."""
 
     def __init__(
         self,
-        env: simpy.Environment,
         index: int,
         world: World,
         policy: Policy,
@@ -96,7 +88,7 @@ class Replica:
         source: Source,
         seed: np.random.SeedSequence,
     ) -> None:
-        self.env, self.index, self.world, self.source = env, index, world, source
+        self.index, self.world, self.source = index, world, source
         self.policy, self.cost = policy, cost
         self.learns = type(policy).observe is not Policy.observe
         self.clock = StepClock(world, np.random.default_rng(seed))
@@ -104,7 +96,6 @@ class Replica:
         self._allocate_policy(world.traces.gamma)
         self._allocate_records(world.traces)
         self.view = View(self)
-        self.after_step: Callable[[Replica], None] | None = None
         self._steps = self._pushes = 0
 
     def _allocate_rows(self, config: EngineConfig, gamma: int) -> None:
@@ -162,22 +153,6 @@ class Replica:
         self.queue[front : front + waiting.size] = waiting
         self.counts[s.HEAD], self.counts[s.TAIL] = front, front + waiting.size
 
-    def run(self) -> Generator[simpy.Event, Any, None]:
-        """The SimPy process: steps back to back while there is work, then wait for some."""
-        env, source = self.env, self.source
-        source.deliver(env.now)
-        while True:
-            start_s = env.now
-            if not self.admit(start_s):
-                yield source.idle(self)
-                continue
-            plan, step_time_s = self.plan(start_s)
-            yield env.timeout(step_time_s)
-            source.deliver(env.now)  # what arrived meanwhile is routed on the loads of then
-            self.advance(plan, start_s, env.now)
-            if self.after_step is not None:
-                self.after_step(self)
-
     def admit(self, now_s: float) -> bool:
         """Fill the step with requests; False when there is nothing to run."""
         first = self.policy.first_draft
@@ -223,6 +198,25 @@ class Replica:
         if self.counts[s.ENDED]:
             commit.compact(self.rows_i, self.rows_f, self.counts, self.finished, self.keep)
             self._tell_ended(now_s)
+
+    def drop_all(self) -> Ints:
+        """The replica fails: everything it holds, running (oldest first) and waiting, is let go.
+
+        Tokens already sent stay with their requests; what was cached is lost.
+        """
+        running = [
+            admission.evict_last(
+                self.rows_i, self.rows_f, self.world.lines_i, self.world.lines_f, self.counts,
+                self.slots,
+            )
+            for _ in range(int(self.counts[s.ROWS]))
+        ]  # fmt: skip
+        waiting = self.queue[self.counts[s.HEAD] : self.counts[s.TAIL]]
+        dropped = np.concatenate([np.array(running[::-1], dtype=np.int64), waiting])
+        self.counts[s.HEAD] = self.counts[s.TAIL] = self.world.config.max_requests
+        self.counts[s.OUTSTANDING] = self.counts[s.FIRST_TOKENS] = 0
+        self.world.lines_i[dropped[: len(running)], s.RETRIES] += 1
+        return dropped
 
     def _tell_ended(self, now_s: float) -> bool:
         ended = int(self.counts[s.ENDED])

@@ -21,6 +21,8 @@ from typing import Any
 
 from rich.console import Console
 
+from policies import registry
+from policies.export import PolicyFile, write_policy
 from sim import options, setup, show
 from sim.folder import check_target, provenance, run_folder
 from sim.metrics import summarize
@@ -93,6 +95,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         document["wall_s"] = time.perf_counter() - started
         document["run"] = str(out)
         folder.close({"summary": document, "provenance": _provenance(args, world)})
+    if args.export:
+        _export(args.export, world, policies[0], document)
     show.print_run(document, console)
     console.print(f"run folder: {out}", highlight=False, soft_wrap=True)
     return document
@@ -131,6 +135,35 @@ def _header(
         "load_rps": load,
         "policies": {},
     }
+
+
+def _export(
+    path: Path, world: setup.Setup, policy: setup.PolicyWords, document: dict[str, Any]
+) -> None:
+    """Write the first policy with its beliefs and what it gained here over the others."""
+    label, name, parameters = policy
+    gamma = world.traces.gamma
+    rule = registry.create(name, gamma, **parameters).cost_rule
+    found = document["policies"]
+    gains = {
+        other: {"output_tok_s": found[label]["output_tok_s"], "other": row["output_tok_s"]}
+        for other, row in found.items()
+        if other != label
+    }
+    keys = ("bundle", "origin", "latency", "latency_origin", "scenario", "load_rps", "concurrency")
+    write_policy(
+        path,
+        PolicyFile(
+            policy=name,
+            parameters=parameters,
+            gamma=gamma,
+            cost=world.latency.cost_table(rule),
+            temperatures=world.temperatures or (1.0,) * gamma,
+            provenance={key: document[key] for key in keys}
+            | {"bundle_sha256": world.hashes, "seed": document["seed"]}
+            | {"simulated": gains, "paired": document["paired"], "run": document["run"]},
+        ),
+    )
 
 
 def _provenance(args: argparse.Namespace, world: setup.Setup) -> dict[str, Any]:

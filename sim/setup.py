@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -45,6 +46,8 @@ class Setup:
     seed: int
     hashes: dict[str, str]
     """Bundle file -> SHA-256 of what was read."""
+    temperatures: tuple[float, ...] = ()
+    """[gamma] calibration temperatures of the confidences; empty: used as recorded."""
     method: Method = "time_scale"
     """How a scenario or file is brought to another rate."""
     slos: Slos = DEFAULTS
@@ -98,13 +101,16 @@ class Setup:
 
 def build(args: argparse.Namespace) -> Setup:
     """Load and check what the options name; raises ValueError with one line."""
-    bundle = None
+    bundle: Bundle | None = None
+    hashes: dict[str, str]
+    scales: tuple[float, ...]
     if args.bundle.startswith(PUBLISHED):
         traces = published_traces(args.bundle.removeprefix(PUBLISHED))
-        name, hashes = args.bundle, {}
+        name, hashes, scales = args.bundle, {}, ()
     else:
         bundle = read_bundle(args.bundle or default_bundle(), args.temperature)
         traces, name = bundle.traces, bundle.name
+        scales = _scales(bundle, args.temperature)
         hashes = {file: info.sha256 for file, info in bundle.manifest.files.items()}
     latency = load_latency(args.latency, bundle, traces.gamma)
     made = Setup(
@@ -116,12 +122,21 @@ def build(args: argparse.Namespace) -> Setup:
         requests=args.requests,
         seed=args.seed,
         hashes=hashes,
+        temperatures=scales,
         method=args.rate_method,
         slos=args.slo,
     )
     if made.closed and not args.concurrency:
         raise ValueError(f"--scenario {made.scenario} is a closed loop; give --concurrency USERS")
     return made
+
+
+def _scales(bundle: Bundle, temperature: float | None) -> tuple[float, ...]:
+    """Calibration scales at a sampling temperature; unset: the highest one recorded."""
+    entries = bundle.manifest.calibration
+    if temperature is not None:
+        entries = tuple(e for e in entries if abs(e.temperature - temperature) < 1e-6)
+    return max(entries, key=lambda e: e.temperature).scales if entries else ()
 
 
 def load_latency(name: str, acceptance: Bundle | None, gamma: int) -> LatencyModel:
@@ -168,6 +183,12 @@ def _config(
         timeout_s=args.timeout,
         prefix_cache=args.prefix_cache,
         horizon_s=args.horizon,
+        group_size=args.group_size,
+        prefill_workers=args.prefill_workers,
+        outages=tuple(args.outage),
+        mtbf_s=args.mtbf,
+        mttr_s=args.mttr,
+        retries=args.retries,
         engine=engine,
     )
 
@@ -181,7 +202,11 @@ def load_rps(text: str, capacity: float) -> float | None:
     return float(text)
 
 
-def check_policies(texts: list[str], gamma: int) -> list[tuple[str, str, dict[str, object]]]:
+PolicyWords = tuple[str, str, dict[str, Any]]
+"""Label, registered name, parameters."""
+
+
+def check_policies(texts: list[str], gamma: int) -> list[PolicyWords]:
     """(label, name, parameters) of each policy text; raises ValueError before anything runs."""
     found = []
     for text in texts:

@@ -12,7 +12,9 @@ from gpu_traces.latency import LatencyModel
 from gpu_traces.schema import AcceptanceTraces
 from policies import registry
 from sim.cluster import Cluster
+from sim.group import Outage, random_outages
 from sim.integrity import check_integrity, check_replica
+from sim.prefill import PrefillPool
 from sim.records import Records, collect
 from sim.replica import EngineConfig, World
 from sim.routers import ROUTERS
@@ -37,7 +39,27 @@ class ClusterConfig:
     """Prompt tokens known from the prefix cache (the workload says how many) skip prefill."""
     horizon_s: float = 0.0
     """Simulated seconds after which the run stops; 0 for a bound that only overload reaches."""
+    group_size: int = 1
+    """Replicas that step in lock-step (data-parallel ranks of one engine)."""
+    prefill_workers: int = 0
+    """Workers of the separate prefill pool; 0 for one per replica."""
+    outages: tuple[Outage, ...] = ()
+    """Groups that fail, and when."""
+    mtbf_s: float = np.inf
+    """Mean seconds between random failures of a group; inf for none."""
+    mttr_s: float = 60.0
+    """Mean seconds that a randomly failed group stays down."""
+    retries: int = 3
+    """Replicas that a running request may lose before it is reported failed."""
     engine: EngineConfig = field(default_factory=EngineConfig)
+
+    def all_outages(self, until_s: float, seed: np.random.SeedSequence) -> tuple[Outage, ...]:
+        """Planned outages and, up to ``until_s``, random ones."""
+        if not np.isfinite(self.mtbf_s):
+            return self.outages
+        groups = self.replicas // self.group_size
+        drawn = random_outages(groups, self.mtbf_s, self.mttr_s, until_s, seed)
+        return self.outages + drawn
 
 
 def simulate(
@@ -56,32 +78,57 @@ def simulate(
     """
     check(traces, latency, workload, config)
     latency = _within(latency, traces, config.engine)
-    routing, engines = np.random.SeedSequence(seed).spawn(2)
+    routing, engines, failures = np.random.SeedSequence(seed).spawn(3)
     lines_i, lines_f = request_table(workload, traces, config.timeout_s, config.prefix_cache)
     mean_output = int(workload.output_tokens.mean())
     world = World(traces, latency, config.engine, lines_i, lines_f, mean_output)
     policies = [registry.create(policy, traces.gamma, **parameters) for _ in range(config.replicas)]
-    costs = [latency.cost_table(p.cost_rule) for p in policies]
-    env = simpy.Environment()
-    router = ROUTERS[config.router](workload, routing)
     concurrency = 0 if (workload.session >= 0).any() else config.concurrency
-    cluster = Cluster(env, world, workload, policies, costs, router, concurrency, engines)
+    env = simpy.Environment()
+    cluster = Cluster(
+        env,
+        world,
+        workload,
+        policies,
+        [latency.cost_table(p.cost_rule) for p in policies],
+        ROUTERS[config.router](workload, routing),
+        engines,
+        concurrency=concurrency,
+        group_size=config.group_size,
+        retries=config.retries,
+        pool=_pool(latency, config),
+    )
+    for outage in config.all_outages(float(workload.arrival_s[-1]), failures):
+        env.process(cluster.groups[outage.group].outage(outage))
     if config.engine.check:
-        for replica in cluster.replicas:
-            replica.after_step = check_replica
+        for group in cluster.groups:
+            group.after_step = check_replica
     horizon_s = config.horizon_s or _patient_horizon(latency, workload, config)
-    last_s = float(workload.arrival_s[-1])
-    waiting = [0, 0]
-    if not concurrency and last_s > 0:
-        for k, at in enumerate((last_s / 2, last_s)):
-            env.run(until=min(at, horizon_s))
-            cluster.deliver(env.now)
-            waiting[k] = cluster.waiting()
-    env.run(until=horizon_s) if np.isfinite(horizon_s) else env.run()
+    waiting = _run(env, cluster, 0.0 if concurrency else float(workload.arrival_s[-1]), horizon_s)
     records = collect(world, workload, cluster.replicas, _verdict(waiting, cluster, horizon_s))
     if config.engine.check:
         check_integrity(records)
     return records
+
+
+def _run(
+    env: simpy.Environment, cluster: Cluster, last_s: float, horizon_s: float
+) -> tuple[int, int]:
+    """Run to the end or the horizon; returns queue lengths at half time and at the last arrival."""
+    waiting = [0, 0]
+    for k, at_s in enumerate((last_s / 2, last_s)):
+        if env.now < at_s < horizon_s:
+            env.run(until=at_s)
+            cluster.deliver(at_s)
+            waiting[k] = cluster.waiting()
+    if np.isfinite(horizon_s):
+        env.run(until=max(horizon_s, np.nextafter(env.now, np.inf)))
+        cluster.deliver(env.now)
+    else:
+        env.run()
+    if last_s >= horizon_s:
+        waiting[1] = cluster.waiting()
+    return waiting[0], waiting[1]
 
 
 def check(
@@ -89,6 +136,14 @@ def check(
 ) -> None:
     """Refuse what cannot work, with the numbers."""
     engine = config.engine
+    if config.replicas % config.group_size:
+        raise ValueError(
+            f"{config.replicas} replicas can't form lock-step groups of {config.group_size}"
+        )
+    groups = config.replicas // config.group_size
+    for outage in config.outages:
+        if not 0 <= outage.group < groups:
+            raise ValueError(f"outage of group {outage.group}, but groups are 0..{groups - 1}")
     if latency.gamma < traces.gamma:
         raise ValueError(
             f"latency {latency.name} was profiled for gamma {latency.gamma}, but the traces draft"
@@ -112,6 +167,13 @@ def check(
             )
 
 
+def _pool(latency: LatencyModel, config: ClusterConfig) -> PrefillPool | None:
+    if config.engine.prefill != "separate":
+        return None
+    workers = config.prefill_workers or config.replicas
+    return PrefillPool(latency, workers, config.engine.max_step_tokens)
+
+
 def _within(latency: LatencyModel, traces: AcceptanceTraces, engine: EngineConfig) -> LatencyModel:
     if not engine.extrapolate:
         return latency
@@ -127,7 +189,7 @@ def _patient_horizon(latency: LatencyModel, workload: Workload, config: ClusterC
     return 2.0 * float(workload.arrival_s[-1]) + 8.0 * longest * slow_s
 
 
-def _verdict(waiting: list[int], cluster: Cluster, horizon_s: float) -> str:
+def _verdict(waiting: tuple[int, int], cluster: Cluster, horizon_s: float) -> str:
     """Whether the queue was still growing at the last arrival."""
     half, full = waiting
     slots = sum(replica.rows_i.shape[1] for replica in cluster.replicas)
