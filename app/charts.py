@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import cycle
+from textwrap import wrap
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,9 @@ from plotly.subplots import make_subplots
 from app import theme
 
 HEIGHT = 460
+SUBTITLE_WIDTH = 84
+"""Characters that fit over a chart of half the page."""
+
 RANKS = {"p50": "circle", "p95": "circle-open", "p99": "line-ns-open"}
 
 
@@ -247,10 +251,12 @@ def _figure(title: str, origin: str, x: str, y: str) -> go.Figure:
 
 
 def _dress(figure: go.Figure, title: str, origin: str) -> go.Figure:
+    lines = [part for line in origin.split("<br>") for part in wrap(line, SUBTITLE_WIDTH)]
+    subtitle = {"text": "<br>".join(lines), "font": {"size": 12}}
     figure.update_layout(
-        title={"text": title, "subtitle": {"text": origin, "font": {"size": 12}}},
+        title={"text": title, "subtitle": subtitle},
         height=HEIGHT,
-        margin={"l": 10, "r": 10, "t": 104, "b": 10},
+        margin={"l": 10, "r": 10, "t": 72 + 18 * len(lines), "b": 10},
         legend={"orientation": "h", "y": -0.24, "yanchor": "top"},
         hoverlabel={"namelength": -1},
     )
@@ -259,6 +265,6 @@ def _dress(figure: go.Figure, title: str, origin: str) -> go.Figure:
 
 def _shades(count: int) -> Sequence[str]:
     """``count`` steps from pale to dark blue, for an ordered quantity."""
-    share = np.linspace(0, 1, count) if count > 1 else np.array([1.0])
+    share = np.linspace(0, 1, count) if count != 1 else np.array([1.0])
     pale, dark = np.array([158, 202, 225]), np.array([8, 48, 107])
     return [f"rgb({r:.0f},{g:.0f},{b:.0f})" for r, g, b in pale + share[:, None] * (dark - pale)]

@@ -112,13 +112,13 @@ def request_times(requests: pd.DataFrame) -> pd.DataFrame:
 def position_rates(summaries: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     """Per policy and draft position: share of rounds that verified it, share that accepted it.
 
-    A policy that verified nothing has no rows.
+    A position that a policy never verified has no row.
     """
     rows = [
         (label, p["position"], p["verified"] / s["rounds"], p["accepted"] / s["rounds"])
         for label, s in summaries.items()
-        if s["verified_tokens"]
         for p in s["positions"]
+        if p["verified"]
     ]
     return pd.DataFrame(rows, columns=["policy", "position", "verified", "accepted"])
 

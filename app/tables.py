@@ -18,17 +18,16 @@ COLUMNS = {
     "tpot_p50_ms": _number("TPOT p50, ms", format="%.2f"),
     "tpot_p99_ms": _number("TPOT p99, ms", format="%.2f"),
     "e2e_p50_ms": _number("E2E p50, ms", format="%,.0f"),
-    "e2e_p99_ms": _number("E2E p99, ms", format="%,.0f"),
     "tokens_per_round": _number(
         "tok/round", format="%.2f", help="Tokens per round, bonus included"
     ),
-    "wasted_percent": _number("wasted, %", format="%.0f", help="Verified, but not accepted"),
+    "wasted_percent": _number("waste, %", format="%.0f", help="Verified, but not accepted"),
     "mean_budget_tokens": _number(
         "budget", format="%.1f", help="Mean draft tokens verified in a step"
     ),
     "mean_batch": _number("batch", format="%.1f", help="Mean decoding requests in a step"),
     "mean_step_ms": _number("step, ms", format="%.2f"),
-    "goodput_rps": _number("goodput", format="%.2f", help="Requests/s that met every SLO"),
+    "goodput_rps": _number("goodput, req/s", format="%.2f", help="Requests/s that met every SLO"),
     "slo_percent": _number("SLO met, %", format="%.0f"),
     "requests_completed": _number("completed", format="%,d"),
     "e2e_s": st.column_config.TextColumn("mean E2E, difference (95 %)"),

@@ -160,7 +160,7 @@ def test_distribution_rises_from_nobody_to_everybody() -> None:
 
 
 def test_positions_leave_out_a_policy_that_verified_nothing() -> None:
-    idle = {**SUMMARY, "verified_tokens": 0}
+    idle = {**SUMMARY, "positions": [{"position": 1, "verified": 0, "accepted": 0}]}
     frame = frames.position_rates({"none": idle, "fixed-k": SUMMARY})
     assert frame["accepted"].tolist() == [0.8, 0.6, 0.4]
     check(charts.positions(frame, ORIGIN), 2, "Draft position", "Share of rounds")
