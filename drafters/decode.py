@@ -191,7 +191,14 @@ def write(
 
 def check_options(args: argparse.Namespace) -> None:
     """UserError for a value out of range, before anything is loaded."""
-    for name, low in (("concurrency", 1), ("max_new", 1), ("max_context", 2), ("limit", 0)):
+    for name, low in (
+        ("concurrency", 1),
+        ("max_new", 1),
+        ("max_context", 2),
+        ("limit", 0),
+        ("kv_tokens", 0),
+        ("max_step_tokens", 1),
+    ):
         if getattr(args, name) < low:
             raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)} must be >= {low}")
     if args.temperature < 0:
@@ -202,14 +209,14 @@ def check_options(args: argparse.Namespace) -> None:
 
 def load_models(args: argparse.Namespace) -> tuple[Target, Drafter | None]:
     """Target and drafter; none for the policy ``none``, which drafts nothing."""
+    if not args.drafter and args.policy != "none":
+        raise UserError(
+            f"policy {args.policy!r} needs --drafter (a folder, a shipped name or 'ngram')"
+        )
     if args.threads:
         torch.set_num_threads(args.threads)
     target = load_target(args.target, getattr(torch, args.dtype), args.device)
-    if args.drafter:
-        return target, drafters.load(args.drafter, target)
-    if args.policy == "none":
-        return target, None
-    raise UserError(f"policy {args.policy!r} needs --drafter (a folder, a shipped name or 'ngram')")
+    return target, drafters.load(args.drafter, target) if args.drafter else None
 
 
 def build(args: argparse.Namespace) -> tuple[Engine, Choice, list[Prompt]]:
@@ -229,6 +236,8 @@ def build(args: argparse.Namespace) -> tuple[Engine, Choice, list[Prompt]]:
         max_requests=args.concurrency,
         max_step_tokens=args.max_step_tokens,
         max_context=args.max_context,
+        kv_tokens=args.kv_tokens,
+        paged=args.paged,
         seed=args.seed,
     )
     stops = stop_tokens(args.target, tokenizer)
@@ -294,6 +303,8 @@ def parser() -> argparse.ArgumentParser:
     add("--max-new", 256, "output tokens of a request at most", type=int)
     add("--max-context", 2048, "tokens of a request at most, prompt and output", type=int)
     add("--max-step-tokens", 2048, "target tokens of one step at most", type=int)
+    add("--kv-tokens", 0, "tokens that the KV cache holds; 0: all that may run at once", type=int)
+    add("--paged", False, action="store_true", help="keep keys in blocks instead of slots")
     add("--bundle", "", "trace bundle that gives calibration and cost table; without one the"
         " engine profiles itself")  # fmt: skip
     add("--allow-anticipating", False, action="store_true",

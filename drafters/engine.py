@@ -25,6 +25,7 @@ import torch
 from drafters.base import Drafter, Proposal
 from drafters.beliefs import calibrated, raw_confidences
 from drafters.errors import UserError
+from drafters.paging import BlockPool
 from drafters.records import StepLog, Stopwatch
 from drafters.request import Request, Running, stream_of
 from drafters.runner import Runner
@@ -45,6 +46,12 @@ class EngineConfig:
     """Target tokens of one step: anchors, drafts and prompt chunks."""
     max_context: int = 2048
     """Most tokens of one request, prompt and output."""
+    kv_tokens: int = 0
+    """Tokens that the target's cache holds, all requests together; 0: all that may run at once."""
+    block_tokens: int = 16
+    """KV cache block size."""
+    paged: bool = False
+    """Keep keys in blocks, read by ``kernels.ragged_attention``; False: in a slot per request."""
     seed: int = 0
     """Seed of every draw."""
 
@@ -83,7 +90,12 @@ class Engine:
         self.stops, self.calibration = stops, tuple(calibration)
         self.gamma = drafter.gamma if drafter else cost.gamma
         capacity = config.max_context + self.gamma + 1
-        self.runner = Runner(target, drafter, self.gamma, config.max_requests, capacity)
+        kv_tokens = config.kv_tokens or config.max_requests * (capacity + config.block_tokens)
+        self.pool = BlockPool(kv_tokens // config.block_tokens, config.block_tokens)
+        self.runner = Runner(
+            target, drafter, self.gamma, config.max_requests, capacity,
+            self.pool if config.paged else None,
+        )  # fmt: skip
         self.watch = Stopwatch(self.runner.device)
         self.lag = ConfidenceLag(config.max_requests, self.gamma, policy.lag)
         self.free_slots = list(range(config.max_requests))[::-1]
@@ -115,7 +127,17 @@ class Engine:
                 f"{len(request.prompt)} prompt + {request.max_new} new tokens are more than"
                 f" max_context {limit}"
             )
+        if (
+            self.pool.needed(len(request.prompt) + request.max_new + self._growth)
+            > self.pool.blocks
+        ):
+            return f"{len(request.prompt)} prompt + {request.max_new} new tokens exceed kv_tokens"
         return ""
+
+    @property
+    def _growth(self) -> int:
+        """Tokens that a decoding request may write to the cache in one step."""
+        return 1 + self.gamma
 
     @property
     def busy(self) -> bool:
@@ -150,6 +172,7 @@ class Engine:
         """Fill the step with requests, first come first served; False when there are none."""
         while self.arriving and self.arriving[0].request.arrival_s <= now_s:
             self.waiting.append(self.arriving.popleft())
+        preempted = self._reserve()
         first = self.gamma if self.policy.first_draft is None else self.policy.first_draft
         budget = self.config.max_step_tokens
         for row in self.rows[: self.decoding]:
@@ -159,9 +182,33 @@ class Engine:
         self.chunks = []
         for row in self.rows[self.decoding :]:
             budget = self._take_chunk(row, budget)
-        while self.waiting and self.free_slots and budget > 0:
+        while self.waiting and self.free_slots and budget > 0 and not preempted:
+            if not self.pool.grow(self.waiting[0], len(self.waiting[0].tokens) + self._growth):
+                break
             budget = self._take_chunk(self._enter(self.waiting.popleft()), budget)
         return bool(self.rows)
+
+    def _reserve(self) -> bool:
+        """Give each decoding request the blocks that this step may fill, oldest first; for want of
+        them the youngest requests go back to the head of the queue. True if any did."""
+        preempted = False
+        for row in sorted(self.rows[: self.decoding], key=lambda row: row.number):
+            while row.slot >= 0 and not self.pool.grow(row, row.cached + self._growth):
+                self._preempt(max(self.rows, key=lambda row: row.number))
+                preempted = True
+        return preempted
+
+    def _preempt(self, row: Running) -> None:
+        self._release(row)
+        self._close_gap(next(i for i, other in enumerate(self.rows) if other is row))
+        row.forget()
+        row.preemptions += 1
+        self.waiting.appendleft(row)
+
+    def _release(self, row: Running) -> None:
+        self.free_slots.append(row.slot)
+        self.pool.release(row)
+        row.slot = -1
 
     def _take_chunk(self, row: Running, budget: int) -> int:
         self.chunks.append(max(0, min(budget, row.to_prefill)))
@@ -294,14 +341,16 @@ class Engine:
         done = [row for row in self.rows[: self.decoding] if row.done(self.stops)]
         for row in sorted(done, key=lambda row: row.number):
             row.finish_s, row.pending = now_s, []
-            self.free_slots.append(row.slot)
+            self._release(row)
             self.ended.append(row)
         for i in reversed(range(self.decoding)):
             if self.rows[i] in done:
                 self._close_gap(i)
 
     def _close_gap(self, gap: int) -> None:
-        self.decoding -= 1
+        """Take row ``gap`` out; the last decoding row, then the last of all, moves up."""
+        if gap < self.decoding:
+            self.decoding -= 1
         for last in (self.decoding, len(self.rows) - 1):
             if last > gap:
                 self.rows[gap] = self.rows[last]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from drafters import profile
 from drafters.base import Drafter
@@ -14,6 +15,7 @@ from gpu_traces.manifest import Calibration
 from policies import registry
 from policies.base import Policy
 from policies.cost import CostTable
+from policies.export import PolicyFile, read_policy
 
 DEFAULT_GAMMA = 7  # of a run without a drafter, where no policy drafts
 
@@ -31,28 +33,50 @@ class Choice:
 
 
 def choose(text: str, target: Target, drafter: Drafter | None, bundle_name: str) -> Choice:
-    """The policy that ``text`` names, with calibration and cost table of a bundle if one is given.
+    """The policy that ``text`` names: a file of ``sim.run --export``, or name and parameters.
 
-    Raises UserError with one line for anything unknown or unfit.
+    Cost table and calibration come from the policy file; with a bundle, calibration and domain
+    codes are the bundle's, and so is the cost table of a policy given by name. Without either the
+    engine profiles itself. Raises UserError with one line for anything unknown or unfit.
     """
     gamma = drafter.gamma if drafter else DEFAULT_GAMMA
+    bundle = read_bundle(bundle_name) if bundle_name else None
+    if bundle is not None and drafter is not None and bundle.manifest.gamma != gamma:
+        raise UserError(
+            f"bundle {bundle.name} has gamma {bundle.manifest.gamma}, the drafter {gamma}"
+        )
     try:
-        name, parameters = registry.parse(text)
-        policy = registry.create(name, gamma, **parameters)
+        if text.endswith(".json"):
+            choice = _from_file(read_policy(Path(text)), text, drafter)
+        else:
+            name, parameters = registry.parse(text)
+            policy = registry.create(name, gamma, **parameters)
+            choice = Choice(policy, *_believed_cost(policy, target, drafter, bundle))
     except ValueError as error:
         raise UserError(str(error)) from None
-    if bundle_name:
-        return _from_bundle(policy, read_bundle(bundle_name), gamma)
-    return Choice(policy, *measured_cost(policy, target, drafter))
-
-
-def _from_bundle(policy: Policy, bundle: Bundle, gamma: int) -> Choice:
+    if bundle is None:
+        return choice
     manifest = bundle.manifest
-    if manifest.gamma != gamma:
-        raise UserError(f"bundle {bundle.name} has gamma {manifest.gamma}, the drafter {gamma}")
-    model, _ = fit_latency(bundle.steps, name=bundle.name, origin=manifest.origin, gamma=gamma)
-    cost = model.cost_table(policy.cost_rule)
-    return Choice(policy, cost, str(manifest.origin), manifest.calibration, manifest.domains)
+    return replace(choice, calibration=manifest.calibration, domains=manifest.domains)
+
+
+def _from_file(stored: PolicyFile, path: str, drafter: Drafter | None) -> Choice:
+    if drafter is not None and stored.gamma != drafter.gamma:
+        raise UserError(f"{path} is for gamma {stored.gamma}, the drafter has {drafter.gamma}")
+    scales, none = stored.temperatures, (0.0,) * stored.gamma
+    fitted = Calibration(0.0, "sts", scales, none)
+    calibration = () if set(scales) <= {1.0} else (fitted,)
+    return Choice(stored.make(), stored.cost, f"policy file {path}", calibration)
+
+
+def _believed_cost(
+    policy: Policy, target: Target, drafter: Drafter | None, bundle: Bundle | None
+) -> tuple[CostTable, str]:
+    if bundle is None:
+        return measured_cost(policy, target, drafter)
+    manifest = bundle.manifest
+    model, _ = fit_latency(bundle.steps, origin=manifest.origin, gamma=manifest.gamma)
+    return model.cost_table(policy.cost_rule), str(manifest.origin)
 
 
 def measured_cost(policy: Policy, target: Target, drafter: Drafter | None) -> tuple[CostTable, str]:

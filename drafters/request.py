@@ -49,6 +49,8 @@ class Running:
     """Leading tokens in the drafter's state."""
     pending: list[Tensor] = field(default_factory=list)
     """Features [q, m * d] of the tokens after ``extended`` that the drafter has not taken in."""
+    blocks: list[int] = field(default_factory=list)
+    """KV blocks that it holds (``drafters.paging``)."""
     drafted: int = 0
     """Draft tokens of this step."""
     fresh: bool = True
@@ -79,6 +81,11 @@ class Running:
     def ends_prefill(self, chunk: int) -> bool:
         """Whether a prompt chunk of this size gives the first output token."""
         return chunk == self.to_prefill and not self.generated
+
+    def forget(self) -> None:
+        """Drop what is cached; all but the anchor must then be computed again."""
+        self.cached = self.extended = 0
+        self.pending = []
 
     def take(self, tokens: list[int], stops: frozenset[int]) -> int:
         """Append new tokens up to the first stop token or ``max_new``; returns how many."""

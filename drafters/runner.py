@@ -15,19 +15,31 @@ from drafters.acceptance import Drafts, verify
 from drafters.base import Drafter, Proposal, Sampler
 from drafters.batch import make_batch
 from drafters.kernels.noise import uniforms
+from drafters.paging import BlockPool, PagedCache
 from drafters.request import Running
-from drafters.target import Target, TargetOutput
+from drafters.target import KVCache, Target, TargetOutput
 
 
 class Runner:
-    """Target, drafter and their caches for ``slots`` sequences of up to ``capacity`` tokens."""
+    """Target, drafter and their caches for ``slots`` sequences of up to ``capacity`` tokens.
+
+    With ``paged`` the target's keys lie in the blocks of that pool, not in slots.
+    """
 
     def __init__(
-        self, target: Target, drafter: Drafter | None, gamma: int, slots: int, capacity: int
+        self,
+        target: Target,
+        drafter: Drafter | None,
+        gamma: int,
+        slots: int,
+        capacity: int,
+        paged: BlockPool | None = None,
     ) -> None:
         self.target, self.drafter, self.gamma = target, drafter, gamma
         self.device = target.norm.weight.device
-        self.cache = target.new_cache(slots, capacity)
+        self.cache: KVCache | PagedCache = (
+            target.new_cache(slots, capacity) if paged is None else _paged_cache(target, paged)
+        )
         self.state = drafter.new_state(slots, capacity) if drafter else None
 
     def draft(self, rows: Sequence[Running]) -> Proposal | None:
@@ -89,6 +101,8 @@ class Runner:
         counts = [len(part) for part in parts]
         flat = self._tensor([token for part in parts for token in part])
         batch = make_batch(flat, [row.cached for row in rows], counts, decoding)
+        if isinstance(self.cache, PagedCache):
+            self.cache.show(list(rows))
         out = self.target.ragged(batch, self.cache, self.feature_layers)
         ends = list(accumulate(counts))
         heads = [
@@ -166,3 +180,8 @@ class Runner:
         rounds = [row.rounds + bool(row.generated) for row in rows]
         streams = self._tensor([row.stream for row in rows])
         return uniforms(streams, self._tensor(rounds), 2 * self.gamma + 1)
+
+
+def _paged_cache(target: Target, pool: BlockPool) -> PagedCache:
+    like = target.norm.weight.detach()
+    return PagedCache(target.num_layers, target.shape, pool.blocks, pool.block_tokens, like)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,16 @@ from drafters.fetch import MODELS, fetch
 from drafters.layers import DecoderLayer, LayerShape, RMSNorm, attend, rope_table
 
 SUPPORTED = ("llama", "qwen3")
+
+
+class RaggedCache(Protocol):
+    """Where a ragged pass keeps keys and values: ``KVCache``, or blocks (``drafters.paging``)."""
+
+    def store(self, layer: int, batch: Batch, k: Tensor, v: Tensor) -> None:
+        """Store k and v [K, T, e]."""
+
+    def attend(self, layer: int, batch: Batch, q: Tensor) -> Tensor:
+        """Attention over what is stored: q [H, T, e] -> [T, H * e]."""
 
 
 class KVCache:
@@ -139,7 +150,7 @@ class Target(nn.Module):
         return TargetOutput(self.norm(x), features)
 
     def ragged(
-        self, batch: Batch, cache: KVCache, feature_layers: tuple[int, ...] = ()
+        self, batch: Batch, cache: RaggedCache, feature_layers: tuple[int, ...] = ()
     ) -> TargetOutput:
         """Run a ragged batch over ``cache``: its keys are stored, queries see up to themselves."""
         x = self.embed_tokens(batch.tokens).unsqueeze(0)
@@ -169,7 +180,9 @@ def load_target(name: str, dtype: torch.dtype = torch.float32, device: str = "cp
     Raises UserError when it cannot be found or its architecture is not Llama or Qwen3.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()  # errors of a command are one line on stderr
     source = resolve(name)
     try:
         config = AutoConfig.from_pretrained(source)

@@ -1,0 +1,415 @@
+"""The live engine against transformers, against the theory of walking, and under stress."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+
+from drafters.engine import Engine, EngineConfig
+from drafters.errors import UserError
+from drafters.ngram import NgramDrafter
+from drafters.request import Request, Running
+from drafters.target import Target, load_target
+from policies.base import Policy, StepOutcome, VerifyPlan, VerifyState
+from policies.registry import create, get, names
+from tests.drafters.live import (
+    GAMMA,
+    VOCAB,
+    Informed,
+    block_drafter,
+    cost_table,
+    prompts,
+    save_model,
+    transformers_greedy,
+)
+
+NEW = 24
+LIVE = [name for name in names() if not get(name).analysis_only]
+
+
+@pytest.fixture(scope="module", params=["llama", "qwen3"])
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
+    """(transformers model, our target of the same weights)."""
+    folder = tmp_path_factory.mktemp(request.param)
+    model = save_model(folder, request.param)
+    return model, load_target(str(folder))
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[Target, list[tuple[int, ...]], list]:
+    """(target, prompts, greedy outputs of transformers)."""
+    folder = tmp_path_factory.mktemp("llama")
+    model = save_model(folder)
+    asked = prompts(12)
+    return load_target(str(folder)), asked, [transformers_greedy(model, p, NEW) for p in asked]
+
+
+def run(
+    target: Target,
+    drafter: object,
+    policy: Policy,
+    asked: Sequence[Sequence[int]],
+    *,
+    temperature: float | Sequence[float] = 0.0,
+    stops: frozenset[int] = frozenset(),
+    **limits: int,
+) -> Engine:
+    config = EngineConfig(**{"max_requests": 5, "max_context": 80, **limits})
+    engine = Engine(target, drafter, policy, cost_table(), config, stops)  # type: ignore[arg-type]
+    heat = [temperature] * len(asked) if isinstance(temperature, float) else temperature
+    for i, (prompt, t) in enumerate(zip(asked, heat, strict=True)):
+        engine.submit(
+            Request(
+                request_id=i, name=str(i), prompt=tuple(prompt), max_new=NEW, temperature=t,
+                domain=i % 3,
+            )
+        )  # fmt: skip
+    while engine.busy:
+        engine.step()
+    engine.ended.sort(key=lambda row: row.request.request_id)
+    return engine
+
+
+def informed(asked: Sequence[Sequence[int]], outputs: Sequence[Sequence[int]]) -> Informed:
+    return Informed([[*p, *o] for p, o in zip(asked, outputs, strict=True)])
+
+
+@pytest.mark.parametrize("drafter", ["none", "block", "ngram"])
+def test_greedy_output_is_transformers_own(pair, drafter: str) -> None:
+    model, target = pair
+    asked = prompts(8, seed=2)
+    made = {
+        "none": lambda: None,
+        "block": lambda: block_drafter(target),
+        "ngram": lambda: NgramDrafter(VOCAB, GAMMA, shortest=1),
+    }[drafter]()
+    policy = create("none" if drafter == "none" else "confidence", GAMMA)
+    engine = run(target, made, policy, asked)
+    for row in engine.ended:
+        assert row.output == transformers_greedy(model, row.request.prompt, NEW)
+    if drafter != "none":
+        assert sum(row.verified for row in engine.ended) > 20
+
+
+@pytest.mark.parametrize("policy", LIVE)
+def test_no_policy_changes_greedy_text(llama, policy: str) -> None:
+    target, asked, outputs = llama
+    engine = run(target, informed(asked, outputs), create(policy, GAMMA), asked)
+    assert [row.output for row in engine.ended] == outputs
+    assert all(row.accepted <= row.verified for row in engine.ended)
+    for row in engine.ended:
+        assert row.generated == NEW
+        assert 1 + row.rounds + row.accepted - NEW in (0, 1)  # the last round may lack its bonus
+
+
+@pytest.mark.parametrize(
+    ("concurrency", "step_tokens"), [(1, 2048), (5, 2048), (12, 2048), (5, 24)]
+)
+def test_batching_and_chunked_prefill_change_nothing(
+    llama, concurrency: int, step_tokens: int
+) -> None:
+    """Rows move when others leave and prompts arrive in chunks: text and rounds stay."""
+    target, asked, outputs = llama
+    engine = run(
+        target, informed(asked, outputs), create("fixed-k", GAMMA, k=GAMMA), asked,
+        max_requests=concurrency, max_step_tokens=step_tokens,
+    )  # fmt: skip
+    alone = run(
+        target, informed(asked, outputs), create("fixed-k", GAMMA, k=GAMMA), asked, max_requests=1
+    )
+    counts = [(r.rounds, r.verified, r.accepted) for r in engine.ended]
+    assert [row.output for row in engine.ended] == outputs
+    assert counts == [(r.rounds, r.verified, r.accepted) for r in alone.ended]
+    chunked = max(engine.log.columns["prefill_tokens"])
+    assert chunked <= step_tokens
+
+
+@pytest.mark.parametrize("k", range(GAMMA + 1))
+def test_rounds_are_those_of_walking_the_acceptance(llama, k: int) -> None:
+    """At T = 0 the loop at position t gains min(A_t, k) + 1 tokens, cut at the response's end
+    (``gpu_traces.schema``): compared with a walk over A_t computed from drafter and text alone."""
+    target, asked, outputs = llama
+    drafter = informed(asked, outputs)
+    engine = run(target, drafter, create("fixed-k", GAMMA, k=k), asked)
+    for row, prompt, output in zip(engine.ended, asked, outputs, strict=True):
+        t = rounds = accepted = 0
+        while t < NEW - 1:
+            block, _ = drafter._block([*prompt, *output[: t + 1]], GAMMA)
+            after = output[t + 1 :]
+            agree = [a == b for a, b in zip(block, after, strict=False)]
+            hit = min([*agree, False].index(False), k)
+            t += min(hit + 1, NEW - 1 - t)
+            rounds, accepted = rounds + 1, accepted + hit
+        assert (row.rounds, row.verified, row.accepted) == (rounds, rounds * k, accepted)
+
+
+def test_a_stop_token_ends_the_response_where_it_stands(llama) -> None:
+    """Also in the middle of an accepted block: what follows is dropped, no bonus token."""
+    target, asked, outputs = llama
+    stop = outputs[0][7]
+    engine = run(
+        target, informed(asked, outputs), create("fixed-k", GAMMA, k=GAMMA), asked,
+        stops=frozenset({stop}),
+    )  # fmt: skip
+    for row, output in zip(engine.ended, outputs, strict=True):
+        expected = output[: output.index(stop) + 1] if stop in output else output
+        assert row.output == expected
+        assert row.accepted <= max(0, row.generated - 1)
+
+
+def test_requests_that_cannot_run_fail_alone(llama) -> None:
+    target, asked, outputs = llama
+    bad = [asked[0], (VOCAB,), (1,) * 70, (), asked[1]]
+    engine = run(target, None, create("none", GAMMA), bad)
+    reasons = [row.reason for row in engine.ended]
+    assert f"token id {VOCAB} is outside the vocabulary 0..{VOCAB - 1}" in reasons[1]
+    assert "70 prompt + 24 new tokens" in reasons[2]
+    assert "prompt of at least 1 token" in reasons[3]
+    assert [engine.ended[i].output for i in (0, 4)] == outputs[:2]
+
+
+def test_analysis_only_policies_are_refused(llama) -> None:
+    target, _, _ = llama
+    with pytest.raises(UserError, match="true acceptance"):
+        run(target, None, create("oracle", GAMMA), [])
+
+
+class Spy:
+    """A policy that verifies what another says, and keeps all it was shown and told."""
+
+    name = "spy"
+    analysis_only = False
+    anticipating = False
+    first_draft: int | None = None
+
+    def __init__(self, inner: Policy, lag: int = 0) -> None:
+        self.inner, self.lag = inner, lag
+        self.states: list[VerifyState] = []
+        self.outcomes: list[StepOutcome] = []
+
+    def plan(self, state: VerifyState) -> VerifyPlan:
+        self.states.append(state)
+        return self.inner.plan(state)
+
+    def observe(self, outcome: StepOutcome) -> None:
+        self.outcomes.append(outcome)
+
+
+def test_policy_sees_and_hears_what_the_contract_says(llama) -> None:
+    """Rows in admission order, stable slots, lag by slot, 0 beyond the drafts, read-only arrays."""
+    target, asked, outputs = llama
+    spy = Spy(create("threshold", GAMMA), lag=2)
+    engine = run(target, informed(asked, outputs), spy, asked)  # type: ignore[arg-type]
+    log = engine.log.columns
+    order: list[int] = []
+    past: dict[int, list[np.ndarray]] = {}
+    owner: dict[int, int] = {}
+    for state, outcome in zip(spy.states, spy.outcomes, strict=True):
+        ids = log["request_ids"][state.step]
+        order += [i for i in ids if i not in order]
+        assert ids == [i for i in order if i in ids]
+        assert not state.current.flags.writeable
+        assert (state.slots < 5).all()
+        assert len(set(state.slots.tolist())) == len(ids)
+        for r, i in enumerate(ids):
+            assert owner.setdefault(i, int(state.slots[r])) == state.slots[r]
+            assert state.fresh[r] == (i not in past)
+            seen = past.setdefault(i, [])
+            seen.append(state.current[r])
+            expected = seen[-3] if len(seen) > 2 else np.ones(GAMMA)
+            assert np.array_equal(state.lagged[r], expected)
+            assert state.domain[r] == i % 3
+        assert (state.current[np.arange(GAMMA) >= state.drafted[:, None]] == 0).all()
+        assert np.array_equal(state.current, state.current.astype(np.float16))
+        assert state.sampling_requests >= len(ids)
+        assert state.other_tokens == len(ids) + log["prefill_tokens"][state.step]
+        assert np.array_equal(outcome.accepted, log["accepted"][state.step])
+        assert np.array_equal(outcome.slots, state.slots)
+    total = sum(sum(a) for a in log["accepted"])
+    assert total == sum(row.accepted for row in engine.ended) > 0
+    assert sum(int(o.finished.sum()) for o in spy.outcomes) == len(asked)
+
+
+class Pausing(Spy):
+    """Drafts two steps, pauses three; the drafter then has tokens to catch up with."""
+
+    def plan(self, state: VerifyState) -> VerifyPlan:
+        on = (state.step + state.slots) % 5 < 2
+        return VerifyPlan(state.drafted.copy(), np.where(on, GAMMA, 0))
+
+
+def test_a_drafter_catches_up_after_a_pause(llama) -> None:
+    """``Informed`` asserts that it is given every token; acceptance shows that they are right."""
+    target, asked, outputs = llama
+    engine = run(target, informed(asked, outputs), Pausing(create("none", GAMMA)), asked)  # type: ignore[arg-type]
+    assert [row.output for row in engine.ended] == outputs
+    drafted = [d for step in engine.log.columns["drafted"] for d in step]
+    assert 0 in drafted
+    assert GAMMA in drafted
+    assert sum(row.accepted for row in engine.ended) > 50
+
+
+def test_block_drafter_proposes_the_same_in_any_batch(llama) -> None:
+    """Confidences and acceptance of a real drafter don't depend on slots, moves or neighbours."""
+    target, asked, _ = llama
+    drafter = block_drafter(target)
+    together = run(target, drafter, create("threshold", GAMMA, tau=0.5), asked)
+    alone = run(target, drafter, create("threshold", GAMMA, tau=0.5), asked, max_requests=1)
+    for a, b in zip(together.ended, alone.ended, strict=True):
+        assert (a.rounds, a.verified, a.accepted) == (b.rounds, b.verified, b.accepted)
+    assert sum(row.verified for row in together.ended) > 0
+
+
+def test_sampled_text_belongs_to_the_request_not_the_batch(llama) -> None:
+    """Seeded per request and round: the same in any batch; another seed gives another text."""
+    target, asked, outputs = llama
+
+    def texts(seed: int, concurrency: int) -> list[list[int]]:
+        engine = run(
+            target, informed(asked, outputs), create("fixed-k", GAMMA), asked,
+            temperature=1.0, max_requests=concurrency, seed=seed,
+        )  # fmt: skip
+        return [row.output for row in engine.ended]
+
+    assert texts(0, 5) == texts(0, 1)
+    assert texts(0, 5) != texts(1, 5)
+
+
+def test_temperature_is_per_request(llama) -> None:
+    target, asked, outputs = llama
+    heat = [0.0, 1.0] * 6
+    engine = run(
+        target, informed(asked, outputs), create("fixed-k", GAMMA), asked, temperature=heat
+    )
+    for i, row in enumerate(engine.ended):
+        assert (row.output == outputs[i]) == (heat[i] == 0.0)
+
+
+def test_arrivals_are_waited_for(llama) -> None:
+    """With a clock of our own: nothing starts before its time, idle time is slept away."""
+    target, asked, outputs = llama
+    ticks = iter(np.arange(0, 1e4, 0.25))
+    engine = Engine(
+        target, None, create("none", GAMMA), cost_table(), EngineConfig(max_context=80),
+        clock=lambda: float(next(ticks)),
+    )  # fmt: skip
+    for i in range(3):
+        engine.submit(
+            Request(request_id=i, name=str(i), prompt=asked[i], max_new=4, arrival_s=0.001 * i)
+        )
+    while engine.busy:
+        engine.step()
+    for row in engine.ended:
+        assert row.output == outputs[row.request.request_id][:4]
+        assert row.request.arrival_s <= row.first_token_s <= row.finish_s
+
+
+def test_confidences_reach_the_policy_as_a_bundle_would_give_them(llama) -> None:
+    """Raw to the float16 grid, calibrated at the request's own temperature, to the grid again."""
+    from gpu_traces.calibration import calibrate
+    from gpu_traces.manifest import Calibration
+
+    target, asked, outputs = llama
+    scales = tuple(1.0 + 0.2 * k for k in range(GAMMA))
+    fitted = (
+        Calibration(0.0, "sts", scales, (0.0,) * GAMMA),
+        Calibration(1.0, "sts+bias", (2.0,) * GAMMA, (-0.5,) * GAMMA),
+    )
+    drafter = informed(asked, outputs)
+    spy = Spy(create("fixed-k", GAMMA))
+    config = EngineConfig(max_requests=2, max_context=80)
+    engine = Engine(target, drafter, spy, cost_table(), config, calibration=fitted)  # type: ignore[arg-type]
+    for i, t in enumerate((0.0, 1.0)):
+        engine.submit(
+            Request(request_id=i, name=str(i), prompt=asked[i], max_new=NEW, temperature=t)
+        )
+    engine.step()
+    first = [row.tokens for row in engine.rows]
+    engine.step()
+    state = spy.states[0]
+    for r, entry in enumerate(fitted):
+        _, sure = drafter._block(first[r][: len(asked[r]) + 1], GAMMA)
+        raw = np.array(sure, dtype=np.float32).astype(np.float16).astype(np.float32)
+        assert np.array_equal(state.current[r], calibrate(raw, entry.scales, entry.bias))
+
+
+def test_moved_rows_keep_their_cache(llama) -> None:
+    """A row that takes the place of a finished one goes on with its own keys and values."""
+    target, asked, outputs = llama
+    engine = Engine(
+        target, block_drafter(target), create("fixed-k", GAMMA), cost_table(),
+        EngineConfig(max_requests=4, max_context=80),
+    )  # fmt: skip
+    for i, new in enumerate((3, NEW, 6, NEW)):
+        engine.submit(Request(request_id=i, name=str(i), prompt=asked[i], max_new=new))
+    moved: list[Running] = []
+    while engine.busy:
+        before = list(engine.rows)
+        engine.step()
+        moved += [
+            row for i, row in enumerate(engine.rows) if i < len(before) and before[i] is not row
+        ]
+    assert moved
+    for row in engine.ended:
+        i = row.request.request_id
+        assert row.output == outputs[i][: row.request.max_new]
+
+
+@pytest.mark.parametrize("paged", [False, True])
+def test_a_full_cache_preempts_and_loses_nothing(llama, paged: bool) -> None:
+    """Ten blocks for five requests that want four each: the youngest go back and start over."""
+    target, asked, outputs = llama
+    engine = run(
+        target, informed(asked, outputs), create("fixed-k", GAMMA), asked,
+        kv_tokens=160, paged=paged,
+    )  # fmt: skip
+    assert [row.output for row in engine.ended] == outputs
+    assert sum(row.preemptions for row in engine.ended) > 0
+    assert sorted(engine.pool.free) == list(range(10))
+    assert sorted(engine.free_slots) == list(range(5))
+
+
+def test_paged_cache_gives_the_same_text_and_rounds(llama) -> None:
+    target, asked, outputs = llama
+    policy = lambda: create("threshold", GAMMA, tau=0.5)  # noqa: E731
+    slots = run(target, informed(asked, outputs), policy(), asked, max_step_tokens=30)
+    paged = run(target, informed(asked, outputs), policy(), asked, max_step_tokens=30, paged=True)
+    assert [row.output for row in paged.ended] == outputs
+    assert [row.verified for row in paged.ended] == [row.verified for row in slots.ended]
+
+
+def test_a_request_larger_than_the_cache_fails_alone(llama) -> None:
+    target, asked, outputs = llama
+    asked = [asked[0], (1,) * 50]
+    engine = run(target, None, create("none", GAMMA), asked, kv_tokens=64)
+    assert "exceed kv_tokens" in engine.ended[1].reason
+    assert engine.ended[0].output == outputs[0]
+
+
+@pytest.mark.weights
+@pytest.mark.slow
+def test_smollm2_greedy_is_transformers_own() -> None:
+    """A few real prompts, 24 tokens each; where texts part, the two best logits tie in fp32."""
+    from transformers import AutoModelForCausalLM
+
+    from drafters.target import encode_chat, load_tokenizer, resolve
+
+    name = "smollm2-135m"
+    model = AutoModelForCausalLM.from_pretrained(resolve(name), dtype=torch.float32).eval()
+    target, tokenizer = load_target(name), load_tokenizer(name)
+    asked = [
+        tuple(encode_chat(tokenizer, text))
+        for text in ("Write a haiku.", "What is 12 * 7?", "def fib(n): finish this function.")
+    ]
+    engine = run(
+        target, NgramDrafter(target.vocab_size), create("fixed-k", 7), asked, max_context=256
+    )
+    for row in engine.ended:
+        expected = transformers_greedy(model, row.request.prompt, NEW)
+        pairs = enumerate(zip(row.output, expected, strict=False))
+        parted = next((i for i, (a, b) in pairs if a != b), None)
+        if parted is not None:
+            prefix = torch.tensor([[*row.request.prompt, *expected[:parted]]])
+            best = model(prefix).logits[0, -1].topk(2).values
+            assert float(best[0] - best[1]) < 1e-3

@@ -1,0 +1,92 @@
+"""Latency samples: the right shapes, as often as asked, in a table that a model fits."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from drafters.errors import UserError
+from drafters.profile import GRIDS, Grid, _lengths, cells, grid, main, measure
+from drafters.shapes import SHAPES, random_drafter, random_target
+from gpu_traces.bundle import read_bundle
+from gpu_traces.fit import fit_latency
+
+GAMMA = 7
+SMALL = Grid((1, 3), (1, 4), (8,), (6,), 24, repetitions=2)
+
+
+def test_every_cell_is_sampled_once_per_repetition() -> None:
+    target = random_target("tiny", torch.float32, "cpu")
+    steps = measure(target, random_drafter("dspark-1L", target), SMALL)
+    timed = steps[steps["mode"] != "overhead"]
+    assert len(timed) == 2 * len(cells(SMALL, GAMMA))
+    assert set(timed["repetition"]) == {0, 1}
+    assert set(steps["mode"]) == {"draft", "verify", "prefill", "refill", "overhead"}
+    assert (steps["microseconds"] > 0).all()
+    model, report = fit_latency(steps, gamma=GAMMA)
+    assert model.max_requests == 3
+    assert report.cells > 0
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_grids_stay_within_their_limits(name: str) -> None:
+    shapes = grid(name)
+    made = cells(shapes, GAMMA)
+    assert len(made) == len(set(made))
+    assert all(c.requests * c.context_tokens <= shapes.most_cached for c in made)
+    for cell in made:
+        if cell.mode == "verify":
+            lengths = _lengths(cell)
+            assert sum(lengths) + cell.requests == cell.tokens
+            assert max(lengths) <= GAMMA
+            assert cell.ragged == (len(set(lengths)) > 1)
+
+
+def test_without_a_drafter_only_the_target_is_measured() -> None:
+    modes = {cell.mode for cell in cells(SMALL, 0)}
+    assert modes == {"verify", "prefill"}
+    assert {c.tokens // c.requests for c in cells(SMALL, 0) if c.mode == "verify"} == {1}
+
+
+@pytest.mark.parametrize("family", ["dspark-2L", "dflash-1L", "eagle3-1L", "mtp-1L"])
+def test_random_drafters_of_every_family_draft(family: str) -> None:
+    target = random_target("tiny", torch.float32, "cpu")
+    steps = measure(target, random_drafter(family, target), SMALL)
+    assert (steps["mode"] == "draft").any()
+
+
+def test_shapes_count_the_parameters_of_their_models() -> None:
+    """Against the published parameter counts, within 2 %."""
+    published = {
+        "smollm2-135m": 134.5e6,
+        "qwen3-4b": 4.02e9,
+        "qwen3-8b": 8.19e9,
+        "qwen3-14b": 14.8e9,
+    }
+    tied = {"smollm2-135m", "qwen3-4b"}
+    for name, count in published.items():
+        shape, layers, vocab = SHAPES[name]
+        attention = shape.head_dim * shape.hidden_size * 2 * (shape.num_heads + shape.num_kv_heads)
+        block = attention + 3 * shape.hidden_size * shape.intermediate_size
+        embeddings = vocab * shape.hidden_size * (1 if name in tied else 2)
+        assert layers * block + embeddings == pytest.approx(count, rel=0.02)
+
+
+def test_the_command_writes_a_latency_only_bundle(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setitem(GRIDS, "tiny", SMALL)
+    command = ["--shape", "tiny", "--drafter-shape", "dspark-1L", "--grid", "tiny"]
+    out = tmp_path / "made"
+    assert main([*command, "--out", str(out)]) == 0
+    bundle = read_bundle(out)
+    assert not bundle.manifest.has_traces
+    assert "random weights" in bundle.manifest.notes
+    assert bundle.manifest.kind == "measured"
+    assert main([*command, "--out", str(out)]) == 2
+    assert "--force" in capsys.readouterr().err
+
+
+def test_unknown_shapes_are_refused() -> None:
+    with pytest.raises(UserError, match="known: tiny"):
+        random_target("qwen9", torch.float32, "cpu")
+    with pytest.raises(UserError, match="dspark-5L"):
+        random_drafter("dspark", random_target("tiny", torch.float32, "cpu"))
