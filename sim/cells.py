@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sim import options, setup
+from sim.capacity import LOADS, RECORDED
 from sim.metrics import summarize
 from sim.simulate import simulate
 from sim.workload import Workload, at_once
@@ -71,10 +73,10 @@ def capacity(words: tuple[str, ...]) -> float:
 def load_rps(words: tuple[str, ...]) -> float | None:
     """Requests per second that the words ask for; None in a closed loop or at the recorded rate."""
     args, _ = world(words)
-    if args.concurrency or args.load == setup.RECORDED:
+    if args.concurrency or args.load == RECORDED:
         return None
     text = args.load or "high"
-    return setup.load_rps(text, capacity(words) if text in setup.LOADS else 0.0)
+    return setup.load_rps(text, capacity(words) if text in LOADS else 0.0)
 
 
 @lru_cache(maxsize=4)
@@ -181,13 +183,10 @@ def _backend(name: str) -> AbstractContextManager[Any]:
     """A joblib backend: this machine's processes, or a Ray or Dask cluster (extra ``cluster``)."""
     try:
         if name == "ray":
-            from ray.util.joblib import register_ray
-
-            register_ray()
+            import_module("ray.util.joblib").register_ray()
         elif name == "dask":
-            from dask.distributed import Client
-
-            Client()  # becomes the default client; dask's configuration names the scheduler
+            # Becomes the default client; dask's configuration names the scheduler.
+            import_module("dask.distributed").Client()
     except ImportError:
         raise ValueError(f"--backend {name} needs: pip install 'dspark-lab[cluster]'") from None
     config: AbstractContextManager[Any] = joblib.parallel_config(backend=name)

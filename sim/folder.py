@@ -35,7 +35,8 @@ class RunFolder:
     def add(self, label: str, records: Records) -> None:
         """Append one policy's records to every table."""
         for name, frame in records.tables().items():
-            policy = pd.Categorical.from_codes(np.zeros(len(frame), dtype=np.int8), [label])
+            codes = np.zeros(len(frame), dtype=np.int8)
+            policy = pd.Categorical.from_codes(codes, pd.Index([label]))
             table = pa.Table.from_pandas(frame.assign(policy=policy), preserve_index=False)
             table = table.cast(_plain_policy(table.schema))
             if name not in self._writers:

@@ -61,7 +61,8 @@ class Group:
             try:
                 yield from self._step()
             except simpy.Interrupt as outage:
-                yield from self._repair(float(outage.cause))
+                length_s: Any = outage.cause
+                yield from self._repair(length_s)
 
     def _step(self) -> Generator[simpy.Event, Any, None]:
         env, start_s = self.env, self.env.now

@@ -90,7 +90,9 @@ def tpot_s(requests: pd.DataFrame) -> Floats:
     """Seconds per output token after the first; nan for answers of one token."""
     tokens = requests["generated_tokens"].to_numpy() - 1
     decode_s = (requests["finish_s"] - requests["first_token_s"]).to_numpy()
-    return np.divide(decode_s, tokens, out=np.full(tokens.size, np.nan), where=tokens > 0)
+    each_s: Floats = np.full(tokens.size, np.nan)
+    np.divide(decode_s, tokens, out=each_s, where=tokens > 0)
+    return each_s
 
 
 def summarize(records: Records, slos: slo.Slos = slo.DEFAULTS) -> dict[str, Any]:

@@ -34,4 +34,5 @@ class PrefillPool:
         whole, rest = np.divmod(tokens, chunk)
         read = chunk * whole * (whole - 1) // 2 + np.where(rest > 0, whole * chunk, 0)
         seconds: Floats = whole * self.pass_s[chunk] + np.where(rest > 0, self.pass_s[rest], 0.0)
-        return seconds + self.context_s * read
+        seconds += self.context_s * read
+        return seconds

@@ -53,9 +53,11 @@ class Comparison:
         """Requests where any count differs."""
         return len(self.requests) - self.equal
 
-    def _same(self) -> pd.Series[bool]:
+    def _same(self) -> npt.NDArray[np.bool_]:
         table = self.requests
-        return np.logical_and.reduce([table[f"live_{c}"] == table[f"sim_{c}"] for c in COUNTS])
+        live, sim = (table[[f"{side}_{c}" for c in COUNTS]].to_numpy() for side in ("live", "sim"))
+        same: npt.NDArray[np.bool_] = (live == sim).all(axis=1)
+        return same
 
     def document(self) -> dict[str, Any]:
         """Counts as JSON, with the requests that differ."""
@@ -92,7 +94,8 @@ class Walker:
     def verify(self, at: Ints, lengths: Ints) -> Ints:
         """Walk one round of each request; returns the accepted drafts."""
         anchor, wanted = self.anchor[at], self.output[at] - self.generated[at]
-        accepted = np.minimum(np.minimum(self.traces.accepted[anchor], lengths), wanted)
+        recorded = self.traces.accepted[anchor].astype(np.int64)
+        accepted: Ints = np.minimum(np.minimum(recorded, lengths), wanted)
         gained = np.minimum(np.minimum(accepted + 1, self.end[at] - anchor), wanted)
         self.anchor[at] += gained
         self.generated[at] += gained
@@ -212,8 +215,8 @@ def match_responses(live_requests: pd.DataFrame, bundle: Bundle) -> dict[int, in
     """
     responses = bundle.responses
     if "name" not in live_requests:
-        rows = {int(r): i for i, r in enumerate(responses["request_id"])}
-        return {int(r): rows[int(r)] for r in live_requests["request_id"] if int(r) in rows}
+        at = {int(r): i for i, r in enumerate(responses["request_id"])}
+        return {int(r): at[int(r)] for r in live_requests["request_id"] if int(r) in at}
     keys = zip(responses["prompt_key"], responses["temperature"].round(4), strict=True)
     rows = {(str(key), float(heat)): i for i, (key, heat) in enumerate(keys)}
     found = {}

@@ -295,15 +295,17 @@ class View:
     def state(self, counts: list[int], now_s: float) -> VerifyState:
         """What the policy sees at the start of a step."""
         rows = counts[s.DECODING]
-        return VerifyState(
-            counts[s.STEP],
-            now_s,
-            *self._cut(rows),
-            rows + counts[s.PREFILL_TOKENS],
-            rows + counts[s.PREFILL_ENDS],
-            counts[s.TAIL] - counts[s.HEAD],
-            self.replica.cost,
-            self._truth(rows) if self.replica.policy.analysis_only else None,
+        return VerifyState._make(
+            (
+                counts[s.STEP],
+                now_s,
+                *self._cut(rows),
+                rows + counts[s.PREFILL_TOKENS],
+                rows + counts[s.PREFILL_ENDS],
+                counts[s.TAIL] - counts[s.HEAD],
+                self.replica.cost,
+                self._truth(rows) if self.replica.policy.analysis_only else None,
+            )
         )
 
     def _truth(self, rows: int) -> Ints:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -44,7 +45,8 @@ class LeastTokens:
 
     def choose(self, replicas: list[Replica], requests: Ints) -> Ints:
         everyone = np.tile(np.arange(len(replicas)), (requests.size, 1))
-        return _least(*_loads(replicas, requests), everyone)
+        chosen: Ints = _least(*_loads(replicas, requests), everyone)
+        return chosen
 
 
 class PowerOfTwo:
@@ -57,7 +59,9 @@ class PowerOfTwo:
         n = len(replicas)
         first = (self.draws[requests, 0] * n).astype(np.int64)
         other = (first + 1 + (self.draws[requests, 1] * (n - 1)).astype(np.int64)) % n
-        return _least(*_loads(replicas, requests), np.stack([first, other], axis=1))
+        pairs = np.stack([first, other], axis=1)
+        chosen: Ints = _least(*_loads(replicas, requests), pairs)
+        return chosen
 
 
 class Sticky:
@@ -75,7 +79,7 @@ class Sticky:
         return chosen
 
 
-ROUTERS = {
+ROUTERS: dict[str, Callable[[Workload, np.random.SeedSequence], Router]] = {
     "round-robin": RoundRobin,
     "least-tokens": LeastTokens,
     "power-of-two": PowerOfTwo,

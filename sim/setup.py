@@ -21,9 +21,10 @@ from sim.importers import load
 from sim.replica import EngineConfig
 from sim.request_table import RequestTable, scaled
 from sim.scaling import Method
-from sim.scenarios import SCENARIOS, ClosedScenario, generate, scenario
+from sim.scenarios import SCENARIOS, generate, scenario
 from sim.simulate import ClusterConfig
 from sim.slo import DEFAULTS, Slos
+from sim.streams import ClosedScenario
 from sim.workload import Workload, children, poisson
 
 DEFAULT_MAX_REQUESTS = 256

@@ -61,17 +61,20 @@ def _target(text: str) -> tuple[str, float]:
     return f"{name.strip()}_s", seconds
 
 
-def good(requests: pd.DataFrame, tpot_s: npt.NDArray[np.float64], slos: Slos) -> pd.Series:
+def good(requests: pd.DataFrame, tpot_s: npt.NDArray[np.float64], slos: Slos) -> pd.Series[bool]:
     """[n] bool: completed, and within the targets of its class (one-token answers have no TPOT)."""
     classes = requests["slo_class"].to_numpy()
     ttft_limit = np.array([slo.ttft_s for slo in slos])[classes]
     tpot_limit = np.array([slo.tpot_s for slo in slos])[classes]
     on_time = requests["first_token_s"] - requests["arrival_s"] <= ttft_limit
     steady = np.isnan(tpot_s) | (tpot_s <= tpot_limit)
-    return (requests["status"] == COMPLETED) & on_time & steady
+    met: pd.Series[bool] = (requests["status"] == COMPLETED) & on_time & steady
+    return met
 
 
-def by_class(requests: pd.DataFrame, met: pd.Series, span_s: float) -> dict[str, dict[str, Any]]:
+def by_class(
+    requests: pd.DataFrame, met: pd.Series[bool], span_s: float
+) -> dict[str, dict[str, Any]]:
     """Per class present: requests, the share of them that is good, good ones per second."""
     table = {}
     for code, name in enumerate(SLO_CLASSES):

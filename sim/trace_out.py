@@ -30,12 +30,16 @@ def events(requests: pd.DataFrame, steps: pd.DataFrame, limit: int) -> Iterator[
     last_s = float(shown["end_s"].max()) if len(shown) else 0.0
     for replica in sorted(shown["replica"].unique().tolist()):
         yield _name(replica, f"replica {replica}")
-    for row in shown.to_dict("records"):
+    for row in _rows(shown):
         yield from _step(row)
     seen = requests[requests["admitted_s"] <= last_s]
     yield _name(REQUESTS_PID, "requests")
-    for index, row in zip(seen.index.tolist(), seen.to_dict("records"), strict=True):
+    for index, row in zip(seen.index.tolist(), _rows(seen), strict=True):
         yield from _request(int(index), row, last_s)
+
+
+def _rows(table: pd.DataFrame) -> list[Event]:
+    return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
 
 
 def _name(pid: int, name: str) -> Event:

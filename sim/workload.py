@@ -113,15 +113,15 @@ def from_bundle(
     return Workload(
         name=name,
         arrival_s=arrival_s,
-        prompt_tokens=traces.prompt_tokens[response],
-        output_tokens=traces.response_tokens[response],
+        prompt_tokens=traces.prompt_tokens[response].astype(np.int64),
+        output_tokens=traces.response_tokens[response].astype(np.int64),
         response=response,
         start=zeros,
-        domain=traces.domain[response],
+        domain=traces.domain[response].astype(np.int64),
         slo_class=zeros,
         session=zeros - 1,
         prefix_tokens=zeros,
-        think_s=zeros,
+        think_s=np.zeros(n),
         patience_s=np.full(n, np.inf),
     )
 
