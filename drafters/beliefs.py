@@ -9,13 +9,33 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from drafters.base import CONFIDENCE_DTYPE, Proposal
+from drafters.request import Running
 from gpu_traces.calibration import calibrate
 from gpu_traces.manifest import Calibration
-from policies.base import Floats
+from policies.base import Floats, Ints
+
+
+def confidences(
+    rows: Sequence[Running],
+    proposal: Proposal | None,
+    gamma: int,
+    calibration: Sequence[Calibration],
+) -> Floats:
+    """[n, gamma] what a policy sees of each row's block: calibrated, 0 where nothing is drafted."""
+    current = np.zeros((len(rows), gamma))
+    if proposal is None:
+        return current
+    temperatures = np.array([row.request.temperature for row in rows])
+    seen = calibrated(raw_confidences(proposal, temperatures), temperatures, calibration)
+    current[:, : seen.shape[1]] = seen
+    drafted = np.array([row.drafted for row in rows])
+    current[np.arange(gamma) >= drafted[:, None]] = 0.0
+    return current
 
 
 def raw_confidences(proposal: Proposal, temperatures: Floats) -> Floats:
@@ -43,3 +63,14 @@ def calibrated(raw: Floats, temperatures: Floats, calibration: Sequence[Calibrat
         mine, k = nearest == i, raw.shape[1]
         made[mine] = calibrate(raw[mine], entry.scales[:k], entry.bias[:k])
     return made
+
+
+def column(values: list[int]) -> Ints:
+    """A read-only integer column of a ``VerifyState``."""
+    return frozen(np.array(values, dtype=np.int64))
+
+
+def frozen(array: npt.NDArray) -> npt.NDArray:
+    """The array itself, read-only from here on."""
+    array.setflags(write=False)
+    return array

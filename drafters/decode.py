@@ -20,8 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import torch
 
 import drafters
@@ -34,8 +32,9 @@ from drafters.progress import progress
 from drafters.prompts import SPLITS, Prompt, load_prompts
 from drafters.provenance import measured
 from drafters.records import PARTS, request_columns
-from drafters.request import Request, Running
+from drafters.request import Running
 from drafters.target import Target, encode_chat, load_target, load_tokenizer, stop_tokens
+from drafters.traffic import make_requests, read_arrivals
 from gpu_traces.bundle import BundleError, write_bundle
 
 
@@ -61,56 +60,6 @@ class Stop:
         finally:
             signal.signal(signal.SIGINT, before[0])
             signal.signal(signal.SIGTERM, before[1])
-
-
-def read_arrivals(path: Path) -> list[float]:
-    """Seconds from the first arrival, of a CSV or Parquet file's column ``arrival_s``."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; give CSV or Parquet with a column arrival_s")
-    try:
-        frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not readable as CSV or Parquet ({error})") from None
-    if "arrival_s" not in frame:
-        raise UserError(f"{path}: has no column arrival_s; it has {', '.join(frame.columns)}")
-    times = pd.to_numeric(frame["arrival_s"], errors="coerce").to_numpy(dtype=float)
-    steps = np.diff(times, prepend=times[:1])
-    bad = np.flatnonzero(~(np.isfinite(times) & (steps >= 0)))
-    if not times.size or bad.size:
-        where = f"row {bad[0]}: {frame['arrival_s'].iloc[bad[0]]}" if bad.size else "no rows"
-        raise UserError(f"{path}: {where}; arrival_s must be finite seconds, sorted")
-    return [float(t) for t in times - times[0]]
-
-
-def make_requests(
-    prompts: Sequence[Prompt],
-    encoded: Sequence[Sequence[int]],
-    arrivals: Sequence[float],
-    domains: Sequence[str],
-    max_new: int,
-    temperature: float,
-) -> list[Request]:
-    """One request per arrival (none given: per prompt, all at time 0), the prompts in turn.
-
-    Names are the prompts' keys with temperature and turn, as ``drafters.generate`` names them.
-    """
-    codes = {name: i for i, name in enumerate(domains)}
-    made = []
-    for i, arrival_s in enumerate(arrivals or [0.0] * len(prompts)):
-        turn, at = divmod(i, len(prompts))
-        prompt = prompts[at]
-        made.append(
-            Request(
-                request_id=i,
-                name=f"{prompt.key}/T{temperature:g}/{turn}",
-                prompt=tuple(encoded[at]),
-                max_new=max_new,
-                temperature=temperature,
-                domain=codes.get(prompt.domain, 0),
-                arrival_s=arrival_s,
-            )
-        )
-    return made
 
 
 def serve(engine: Engine, stop: Stop) -> None:

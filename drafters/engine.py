@@ -23,7 +23,7 @@ import numpy.typing as npt
 import torch
 
 from drafters.base import Drafter, Proposal
-from drafters.beliefs import calibrated, raw_confidences
+from drafters.beliefs import column, confidences, frozen
 from drafters.errors import UserError
 from drafters.paging import BlockPool
 from drafters.records import StepLog, Stopwatch
@@ -228,7 +228,8 @@ class Engine:
         self.watch.lap("draft")
         at = np.argsort([row.number for row in self.rows[: self.decoding]])
         rows = [self.rows[i] for i in at]
-        state = self._state(rows, self._current(proposal)[at], now_s)
+        seen = confidences(self.rows[: self.decoding], proposal, self.gamma, self.calibration)
+        state = self._state(rows, seen[at], now_s)
         plan = VerifyPlan(np.empty(0, dtype=np.int64))
         if rows:
             plan = self.policy.plan(state)
@@ -262,35 +263,22 @@ class Engine:
 
     # --- parts of plan ---
 
-    def _current(self, proposal: Proposal | None) -> Floats:
-        """[D, gamma] confidences by cache slot, 0 where nothing was drafted."""
-        current = np.zeros((self.decoding, self.gamma))
-        if proposal is None:
-            return current
-        rows = self.rows[: self.decoding]
-        heat = np.array([row.request.temperature for row in rows])
-        seen = calibrated(raw_confidences(proposal, heat), heat, self.calibration)
-        current[:, : seen.shape[1]] = seen
-        drafted = np.array([row.drafted for row in rows])
-        current[np.arange(self.gamma) >= drafted[:, None]] = 0.0
-        return current
-
     def _state(self, rows: list[Running], current: Floats, now_s: float) -> VerifyState:
-        slots = _column([row.slot for row in rows])
+        slots = column([row.slot for row in rows])
         joining = zip(self.rows[self.decoding :], self.chunks, strict=True)
         return VerifyState(
             step=len(self.log),
             time_s=now_s,
-            current=_frozen(current),
-            lagged=_frozen(self.lag.push(slots, current)) if rows else current,
-            drafted=_column([row.drafted for row in rows]),
+            current=frozen(current),
+            lagged=frozen(self.lag.push(slots, current)) if rows else current,
+            drafted=column([row.drafted for row in rows]),
             slots=slots,
-            fresh=_frozen(np.array([row.fresh for row in rows], dtype=np.bool_)),
-            context_tokens=_column([row.cached for row in rows]),
-            generated_tokens=_column([row.generated for row in rows]),
-            domain=_column([row.request.domain for row in rows]),
-            slo_class=_column([0] * len(rows)),
-            slack_s=_frozen(np.full(len(rows), np.inf)),
+            fresh=frozen(np.array([row.fresh for row in rows], dtype=np.bool_)),
+            context_tokens=column([row.cached for row in rows]),
+            generated_tokens=column([row.generated for row in rows]),
+            domain=column([row.request.domain for row in rows]),
+            slo_class=column([0] * len(rows)),
+            slack_s=frozen(np.full(len(rows), np.inf)),
             other_tokens=len(rows) + sum(self.chunks),
             sampling_requests=len(rows) + sum(row.ends_prefill(chunk) for row, chunk in joining),
             queue_length=len(self.waiting),
@@ -367,12 +355,3 @@ class Engine:
                 state.step, state.slots, lengths, hits, state.current, finished, step_time_s
             )
         )
-
-
-def _column(values: list[int]) -> Ints:
-    return _frozen(np.array(values, dtype=np.int64))
-
-
-def _frozen(array: npt.NDArray) -> npt.NDArray:
-    array.setflags(write=False)
-    return array

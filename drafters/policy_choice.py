@@ -9,7 +9,7 @@ from drafters import profile
 from drafters.base import Drafter
 from drafters.errors import UserError
 from drafters.target import Target
-from gpu_traces.bundle import Bundle, read_bundle
+from gpu_traces.bundle import Bundle, list_bundles, read_bundle
 from gpu_traces.fit import fit_latency
 from gpu_traces.manifest import Calibration
 from policies import registry
@@ -35,19 +35,22 @@ class Choice:
 def choose(text: str, target: Target, drafter: Drafter | None, bundle_name: str) -> Choice:
     """The policy that ``text`` names: a file of ``sim.run --export``, or name and parameters.
 
-    Cost table and calibration come from the policy file; with a bundle, calibration and domain
-    codes are the bundle's, and so is the cost table of a policy given by name. Without either the
-    engine profiles itself. Raises UserError with one line for anything unknown or unfit.
+    Cost table and calibration come from the policy file; with a bundle (given, or the shipped one
+    that the policy was chosen on) calibration and domain codes are the bundle's, and so is the cost
+    table of a policy given by name. Without either the engine profiles itself. Raises UserError
+    with one line for anything unknown or unfit.
     """
     gamma = drafter.gamma if drafter else DEFAULT_GAMMA
+    stored = _stored(text)
+    bundle_name = bundle_name or _origin(stored)
     bundle = read_bundle(bundle_name) if bundle_name else None
     if bundle is not None and drafter is not None and bundle.manifest.gamma != gamma:
         raise UserError(
             f"bundle {bundle.name} has gamma {bundle.manifest.gamma}, the drafter {gamma}"
         )
     try:
-        if text.endswith(".json"):
-            choice = _from_file(read_policy(Path(text)), text, drafter)
+        if stored is not None:
+            choice = _from_file(stored, text, drafter)
         else:
             name, parameters = registry.parse(text)
             policy = registry.create(name, gamma, **parameters)
@@ -58,6 +61,19 @@ def choose(text: str, target: Target, drafter: Drafter | None, bundle_name: str)
         return choice
     manifest = bundle.manifest
     return replace(choice, calibration=manifest.calibration, domains=manifest.domains)
+
+
+def _stored(text: str) -> PolicyFile | None:
+    try:
+        return read_policy(Path(text)) if text.endswith(".json") else None
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def _origin(stored: PolicyFile | None) -> str:
+    """Name of the shipped bundle that a policy file comes from; empty if it is not at hand."""
+    name = stored.provenance.get("bundle", "") if stored else ""
+    return name if name in list_bundles() else ""
 
 
 def _from_file(stored: PolicyFile, path: str, drafter: Drafter | None) -> Choice:

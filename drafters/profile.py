@@ -100,7 +100,9 @@ def cells(shapes: Grid, gamma: int) -> list[Cell]:
         made += [Cell("verify", r, r * b, context) for b in blocks]
         if r > 1 and max(blocks) > 2:
             made.append(Cell("verify", r, r * (max(blocks) // 2), context, ragged=True))
-        made += [Cell("draft", r, 0, context, k) for k in sorted({1, (gamma + 1) // 2, gamma}) if gamma]
+        made += [
+            Cell("draft", r, 0, context, k) for k in sorted({1, (gamma + 1) // 2, gamma}) if gamma
+        ]
     made += [Cell("prefill", 1, tokens, 0) for tokens in shapes.prefill]
     if gamma:
         made += [Cell("refill", 1, tokens, 0) for tokens in shapes.prefill]

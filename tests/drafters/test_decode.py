@@ -10,11 +10,12 @@ import pandas as pd
 import pytest
 
 from drafters.checkpoint import save_drafter
-from drafters.decode import Stop, main, parser, read_arrivals, serve
+from drafters.decode import Stop, main, parser, serve
 from drafters.engine import Engine, EngineConfig
 from drafters.errors import UserError
 from drafters.request import Request
 from drafters.target import load_target
+from drafters.traffic import read_arrivals
 from gpu_traces.bundle import read_bundle
 from policies.export import PolicyFile, write_policy
 from policies.registry import create

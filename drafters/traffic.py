@@ -1,0 +1,63 @@
+"""Which requests the live loop gets, and when."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from drafters.errors import UserError
+from drafters.prompts import Prompt
+from drafters.request import Request
+
+
+def read_arrivals(path: Path) -> list[float]:
+    """Seconds from the first arrival, of a CSV or Parquet file's column ``arrival_s``."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; give CSV or Parquet with a column arrival_s")
+    try:
+        frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not readable as CSV or Parquet ({error})") from None
+    if "arrival_s" not in frame:
+        raise UserError(f"{path}: has no column arrival_s; it has {', '.join(frame.columns)}")
+    times = pd.to_numeric(frame["arrival_s"], errors="coerce").to_numpy(dtype=float)
+    steps = np.diff(times, prepend=times[:1])
+    bad = np.flatnonzero(~(np.isfinite(times) & (steps >= 0)))
+    if not times.size or bad.size:
+        where = f"row {bad[0]}: {frame['arrival_s'].iloc[bad[0]]}" if bad.size else "no rows"
+        raise UserError(f"{path}: {where}; arrival_s must be finite seconds, sorted")
+    return [float(t) for t in times - times[0]]
+
+
+def make_requests(
+    prompts: Sequence[Prompt],
+    encoded: Sequence[Sequence[int]],
+    arrivals: Sequence[float],
+    domains: Sequence[str],
+    max_new: int,
+    temperature: float,
+) -> list[Request]:
+    """One request per arrival (none given: per prompt, all at time 0), the prompts in turn.
+
+    Names are the prompts' keys with temperature and turn, as ``drafters.generate`` names them.
+    """
+    codes = {name: i for i, name in enumerate(domains)}
+    made = []
+    for i, arrival_s in enumerate(arrivals or [0.0] * len(prompts)):
+        turn, at = divmod(i, len(prompts))
+        prompt = prompts[at]
+        made.append(
+            Request(
+                request_id=i,
+                name=f"{prompt.key}/T{temperature:g}/{turn}",
+                prompt=tuple(encoded[at]),
+                max_new=max_new,
+                temperature=temperature,
+                domain=codes.get(prompt.domain, 0),
+                arrival_s=arrival_s,
+            )
+        )
+    return made
