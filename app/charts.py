@@ -18,7 +18,7 @@ from plotly.subplots import make_subplots
 from app import theme
 
 HEIGHT = 460
-SUBTITLE_WIDTH = 84
+SUBTITLE_WIDTH = 96
 """Characters that fit over a chart of half the page."""
 
 RANKS = {"p50": "circle", "p95": "circle-open", "p99": "line-ns-open"}
@@ -255,7 +255,7 @@ def _dress(figure: go.Figure, title: str, origin: str) -> go.Figure:
     subtitle = {"text": "<br>".join(lines), "font": {"size": 12}}
     figure.update_layout(
         title={"text": title, "subtitle": subtitle},
-        height=HEIGHT,
+        height=HEIGHT + 18 * len(lines),
         margin={"l": 10, "r": 10, "t": 72 + 18 * len(lines), "b": 10},
         legend={"orientation": "h", "y": -0.24, "yanchor": "top"},
         hoverlabel={"namelength": -1},

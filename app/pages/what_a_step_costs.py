@@ -92,10 +92,11 @@ else:
     st.caption("A published table: no samples to fit, so no error to state.")
 passes = without_context(frames.step_cells(steps, MODES), model.context_s)
 drafts = without_context(frames.step_cells(steps, ("draft",)), model.draft_context_s)
-figures = [
-    charts.step_time(passes, pass_curves(model, rules), origin),
-    charts.draft_time(drafts, draft_curves(model), origin),
-]
+figures = [charts.step_time(passes, pass_curves(model, rules), origin)]
+if model.draft_s.any():
+    figures.append(charts.draft_time(drafts, draft_curves(model), origin))
+else:
+    st.caption("This source states no cost of drafting: its model drafts for free.")
 for figure in figures:
     if logarithmic:
         figure.update_xaxes(type="log").update_yaxes(type="log", rangemode="normal")

@@ -13,12 +13,17 @@ FEWEST = 60  # but never fewer requests than this
 def choose() -> list[tuple[str, load.Settings]]:
     """The sweep: (policy, settings) of every point; stops while there is none."""
     with st.container(border=True):
-        policies = controls.pick_policies()
-        left, right = st.columns(2)
+        left, middle, right = st.columns(3)
         with left:
-            bundle, latency = controls.pick_bundle(), controls.pick_latency()
+            bundle = controls.pick_bundle()
+        with middle:
+            latency = controls.pick_latency()
         with right:
             scenario = controls.pick_scenario()
+        left, right = st.columns([2, 1])
+        with left:
+            policies = controls.pick_policies()
+        with right:
             levels = st.multiselect(
                 "Requests out at any time (concurrency)",
                 LEVELS,
