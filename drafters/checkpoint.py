@@ -48,7 +48,7 @@ def load(source: Path | str, target: Target | None = None) -> DraftModule | Ngra
     """
     if source == "ngram":
         return _prompt_lookup(target)
-    folder = _find(str(source))
+    folder = find(str(source))
     config = read_config(folder / "config.json")
     if target is not None:
         check_target(config, target, str(source))
@@ -93,7 +93,8 @@ def check_target(config: DraftConfig, target: Target, name: str) -> None:
         )
 
 
-def _find(source: str) -> Path:
+def find(source: str) -> Path:
+    """The folder of a drafter: given, shipped under that name, or fetched from the hub."""
     for folder in (Path(source), SHIPPED / source):
         if folder.is_dir():
             return folder

@@ -24,7 +24,7 @@ import torch
 
 from drafters import generate, profile
 from drafters.base import CONFIDENCE_DTYPE, Drafter
-from drafters.checkpoint import load
+from drafters.checkpoint import find, load
 from drafters.coupling import Coupled
 from drafters.errors import UserError
 from drafters.progress import progress
@@ -124,7 +124,8 @@ class Recording:
             wanted += ["--limit", str(self.args.limit), "--seed", str(self.args.seed)]
             generate.generate(generate.parser().parse_args(wanted))
         rows = [json.loads(line) for line in path.read_text().splitlines()]
-        kept = [r for r in rows if len(r["response_tokens"]) > 1]
+        hot = self.args.temperatures
+        kept = [r for r in rows if len(r["response_tokens"]) > 1 and r["temperature"] in hot]
         return sorted(kept, key=lambda r: r["name"])
 
     def anchors(self, rows: list[dict[str, object]]) -> dict[str, np.ndarray]:
@@ -166,7 +167,7 @@ class Recording:
             target=args.target,
             target_sha256=weights_hash(Path(resolve(args.target))),
             drafter=args.drafter_name or Path(args.drafter).name,
-            drafter_sha256=weights_hash(Path(args.drafter)),
+            drafter_sha256="" if args.drafter == "ngram" else weights_hash(find(args.drafter)),
             gamma=self.drafter.gamma,
             temperatures=tuple(sorted({float(r["temperature"]) for r in rows})),  # type: ignore[arg-type]
             domains=tuple(sorted({str(r["domain"]) for r in rows})),
