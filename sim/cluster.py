@@ -55,7 +55,9 @@ class Cluster:
         self.pending = opening
         self.due_s = workload.arrival_s[opening]
         self.taken = 0
+        self.next_s = self._due_s()
         self.left = workload.requests
+        self.home = np.full(workload.requests, -1)
         self.limbo: list[int] = []
         self.sleeping: dict[int, simpy.Event] = {}
         self._awake = env.event()
@@ -70,24 +72,26 @@ class Cluster:
             Group(env, k, self.replicas[first : first + group_size], self)
             for k, first in enumerate(range(0, len(self.replicas), group_size))
         ]
+        self._count_up()
         if concurrency:
             self._release(min(concurrency, self.pending.size))
         else:
             env.process(self._clock())
 
-    @property
-    def next_s(self) -> float:
+    def deliver(self, now_s: float) -> None:
+        """Take in every open-loop request that has arrived by now."""
+        if self.next_s > now_s:
+            return
+        last = int(np.searchsorted(self.due_s, now_s, side="right"))
+        arrived, self.taken = self.pending[self.taken : last], last
+        self.next_s = self._due_s()
+        self._take_in(arrived)
+
+    def _due_s(self) -> float:
         """When the next open-loop request arrives; inf when none is left or the loop is closed."""
         if self.concurrency or self.taken == self.pending.size:
             return float("inf")
         return float(self.due_s[self.taken])
-
-    def deliver(self, now_s: float) -> None:
-        """Take in every open-loop request that has arrived by now."""
-        if self.next_s <= now_s:
-            last = int(np.searchsorted(self.due_s, now_s, side="right"))
-            arrived, self.taken = self.pending[self.taken : last], last
-            self._take_in(arrived)
 
     def idle(self, group: Group) -> simpy.Event:
         """Put a group to sleep until it is given a request."""
@@ -101,6 +105,13 @@ class Cluster:
         """Count requests out, and release what waited for their end."""
         self._out(requests)
 
+    def _count_up(self) -> None:
+        self.up = [replica for group in self.groups if group.up for replica in group.replicas]
+
+    def failed(self) -> None:
+        """A group is down: nothing is routed to it."""
+        self._count_up()
+
     def orphaned(self, requests: Ints) -> None:
         """Send requests of a failed group elsewhere; those retried too often are failed."""
         lines_i, lines_f = self.world.lines_i, self.world.lines_f
@@ -112,7 +123,8 @@ class Cluster:
             self._out(requests[spent])
 
     def recovered(self) -> None:
-        """Hand out what waited for any group to be up."""
+        """A group is back; hand out what waited for any to be up."""
+        self._count_up()
         waiting, self.limbo = np.array(self.limbo, dtype=np.int64), []
         self._route(waiting)
 
@@ -125,7 +137,10 @@ class Cluster:
         if self.concurrency:
             self._release(min(requests.size, self.pending.size - self.taken))
         if self.has_turns:
-            for following in self.next_turn[requests].tolist():
+            turns = self.next_turn[requests]
+            last = self.world.lines_i[requests, s.REPLICA]
+            self.home[turns[turns >= 0]] = last[turns >= 0]
+            for following in turns.tolist():
                 if following >= 0:
                     think_s = float(self.think_s[following])
                     self.env.process(self._later(think_s, following, self._arrive))
@@ -175,17 +190,24 @@ class Cluster:
         """Give requests to replicas whose group is up; without any, keep them until one is."""
         if not requests.size:
             return
-        up = [replica for group in self.groups if group.up for replica in group.replicas]
+        up = self.up
         if not up:
             self.limbo += requests.tolist()
-        elif len(up) == 1:
+            return
+        if len(up) == 1:
             self._give(up[0], requests)
-        else:
-            chosen = self.router.choose(up, requests)
-            for index in set(chosen.tolist()):
-                self._give(up[index], requests[chosen == index])
+            return
+        chosen = self.router.choose(up, requests)
+        if requests.size == 1:
+            self._give(up[chosen[0]], requests)
+            return
+        for index in set(chosen.tolist()):
+            self._give(up[index], requests[chosen == index])
 
     def _give(self, replica: Replica, requests: Ints) -> None:
+        if self.has_turns:  # what an earlier turn left in one replica's prefix cache is only there
+            away = (self.home[requests] >= 0) & (self.home[requests] != replica.index)
+            self.world.lines_i[requests[away], s.PREFIX] = 0
         replica.enqueue(requests)
         event = self.sleeping.pop(replica.index // self.group_size, None)
         if event is not None:

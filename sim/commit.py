@@ -117,7 +117,8 @@ def advance(
     rows_i: Array, rows_f: Array, lines_i: Array, lines_f: Array, counts: Array, slots: Array,
     limits: Array, lengths: Array, draft: Array, recorded: Array, first_anchor: Array,
     successor: Array, accepted: Array, finished: Array, ended: Array, outcomes: Array,
-    steps_i: Array, stalls_i: Array, stalls_f: Array, start_s: float, now_s: float, replica: int,
+    steps_i: Array, steps_f: Array, stalls_i: Array, stalls_f: Array, start_s: float, now_s: float,
+    replica: int,
 ) -> None:  # fmt: skip
     """Commit a step that ran from ``start_s`` to ``now_s``.
 
@@ -145,6 +146,7 @@ def advance(
     record[s.S_CONTEXT] = counts[s.CONTEXT_SUM]
     record[s.S_KV_BLOCKS] = limits[s.TOTAL_BLOCKS] - counts[s.FREE_BLOCKS]
     record[s.S_ENDED] = counts[s.ENDED]
+    steps_f[counts[s.STEP], 0], steps_f[counts[s.STEP], 1] = start_s, now_s
     counts[s.STEP] += 1
 
 

@@ -36,6 +36,9 @@ class Traffic(Protocol):
     def idle(self, group: Group) -> simpy.Event:
         """An event that fires when the group has been given work."""
 
+    def failed(self) -> None:
+        """A group is down."""
+
     def orphaned(self, requests: Ints) -> None:
         """These requests have lost their replica."""
 
@@ -81,6 +84,7 @@ class Group:
     def _repair(self, length_s: float) -> Generator[simpy.Event, Any, None]:
         """Lose the step under way and all that was held; come back empty."""
         self.up = False
+        self.traffic.failed()
         self.traffic.deliver(self.env.now)
         dropped = [replica.drop_all() for replica in self.replicas]
         self.traffic.orphaned(np.concatenate(dropped))

@@ -185,12 +185,11 @@ class Replica:
         if step % RECORD_STEPS == 0:
             self._grow_records()
         self._steps = step + 1
-        self.steps_f[step] = start_s, now_s
         commit.advance(
             self.rows_i, self.rows_f, self.world.lines_i, self.world.lines_f, self.counts,
             self.slots, self.limits, plan.lengths, ALL if plan.draft is None else plan.draft,
             self.world.traces.accepted, self.world.traces.first_anchor, self.successor,
-            self.accepted, self.finished, self.ended, self.outcomes, self.steps_i,
+            self.accepted, self.finished, self.ended, self.outcomes, self.steps_i, self.steps_f,
             self.stalls_i, self.stalls_f, start_s, now_s, self.index,
         )  # fmt: skip
         if self.learns and plan.lengths.size:

@@ -193,7 +193,7 @@ def _verdict(waiting: tuple[int, int], cluster: Cluster, horizon_s: float) -> st
     """Whether the queue was still growing at the last arrival."""
     half, full = waiting
     slots = sum(replica.rows_i.shape[1] for replica in cluster.replicas)
-    if full <= max(slots, 1.25 * half):
+    if full <= max(8, slots // 4, 1.25 * half):
         return ""
     text = f"unstable: queue grew from {half} (half time) to {full} (last arrival)"
     if cluster.left and np.isfinite(horizon_s):

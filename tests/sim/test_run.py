@@ -228,3 +228,21 @@ def test_killed_sweep_goes_on(bundle: str, tmp_path: Path, monkeypatch) -> None:
 def test_unknown_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert experiments.main(["conquer"]) == 2
     assert "unknown verb 'conquer'; known: run, compare" in capsys.readouterr().err
+
+
+def test_capacity_is_where_the_queue_begins_to_grow(call) -> None:
+    """With policy none, 0.9 of the capacity found is stable and 1.2 of it is not."""
+    words = ("--policy", "none", "--requests", "3000", "--load")
+    assert call(*words, "high")[0]["policies"]["none"]["unstable"] == ""
+    assert call(*words, "overload")[0]["policies"]["none"]["unstable"] != ""
+
+
+def test_a_prefix_is_cached_where_the_session_was(call, tmp_path: Path) -> None:
+    """Agents' prompts repeat themselves: a sticky router prefills less than round robin."""
+    prefilled = {}
+    words = ("--scenario", "agentic", "--concurrency", "6", "--extrapolate", "--prefix-cache")
+    for router in ("sticky", "round-robin"):
+        call(*words, "--replicas", "3", "--router", router, "--policy", "none")
+        steps = pd.read_parquet(tmp_path / "run" / "steps.parquet")
+        prefilled[router] = steps["prefill_tokens"].sum()
+    assert prefilled["sticky"] < 0.7 * prefilled["round-robin"]
