@@ -255,8 +255,8 @@ def _dress(figure: go.Figure, title: str, origin: str) -> go.Figure:
     subtitle = {"text": "<br>".join(lines), "font": {"size": 12}}
     figure.update_layout(
         title={"text": title, "subtitle": subtitle},
-        height=HEIGHT + 18 * len(lines),
-        margin={"l": 10, "r": 10, "t": 72 + 18 * len(lines), "b": 10},
+        height=HEIGHT + 20 * len(lines),
+        margin={"l": 10, "r": 10, "t": 72 + 20 * len(lines), "b": 10},
         legend={"orientation": "h", "y": -0.24, "yanchor": "top"},
         hoverlabel={"namelength": -1},
     )

@@ -206,10 +206,11 @@ def served(settings: Settings, policy: str) -> Served:
 
 
 def origins(made: setup.Setup) -> dict[str, str]:
-    """Where acceptance and step times of a simulation come from."""
+    """Where acceptance and step times of a simulation come from, and whether drafting is free."""
+    free = "" if made.latency.draft_s.any() else ", drafting free"
     return {
-        f"Acceptance of {made.bundle}": str(made.traces.origin),
-        f"Step times of {made.latency.name}": str(made.latency.origin),
+        f"Acceptance of {made.traces.name}": str(made.traces.origin),
+        f"Step times of {made.latency.name}{free}": str(made.latency.origin),
     }
 
 

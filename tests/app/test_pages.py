@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from gpu_traces.published import latency_names
 from tests.app.conftest import MAIN, OpenPage, staircase_model
 
 QUESTIONS = {
@@ -83,12 +82,12 @@ def test_policies_are_compared_on_the_same_requests(open_page: OpenPage, bundle:
 
 def test_each_half_of_a_world_names_its_own_origin(open_page: OpenPage, bundle: str) -> None:
     url = {"policies": "none", "traffic": "concurrency", "concurrency": "4", "requests": "20"}
-    latency = f"published:{latency_names()[0]}"
+    latency = "published:dcut-qwen3-8b-h20"
     app = open_page("which_policy_wins", bundle=bundle, latency=latency, run="1", **url)
     assert not app.exception
     assert not app.error
     assert "Acceptance of small: :orange-badge[synthetic]" in words(app)
-    assert ":blue-badge[published]" in words(app)
+    assert "Step times of dcut-qwen3-8b-h20, drafting free: :blue-badge[published]" in words(app)
 
 
 @pytest.mark.parametrize(
