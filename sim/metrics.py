@@ -137,6 +137,7 @@ def summarize(records: Records, slos: slo.Slos = slo.DEFAULTS) -> dict[str, Any]
         "slo_attainment": float(met.mean()) if len(met) else float("nan"),
         "slo_classes": slo.by_class(arrivals, met, span_s),
         "preemptions": int(everyone["preemptions"].sum()),
+        "context_tokens_beyond_profile": records.beyond_context,
         "unstable": records.unstable,
     }
     document: dict[str, Any] = plain(summary)

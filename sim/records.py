@@ -69,6 +69,8 @@ class Records:
     """[domains, gamma + 1, gamma + 1] rounds by domain, verified length and accepted length."""
     first_token_elsewhere: bool = False
     """True when another pool prefills: a one-token answer then belongs to no step."""
+    beyond_context: int = 0
+    """Most cached tokens read in a step, where that is more than the latency profile covers."""
     unstable: str = ""
     """What to print about a queue that grew without end; empty for a stable run."""
 
@@ -97,14 +99,21 @@ def collect(world: World, workload: Workload, replicas: list[Replica], unstable:
         where = replica.rows_i[state.REQUEST, :running]
         world.lines_i[where] = replica.rows_i[:, :running].T
         world.lines_f[where] = replica.rows_f[:, :running].T
+    steps = _steps(replicas)
     return Records(
         requests=_requests(world, workload),
-        steps=_steps(replicas),
+        steps=steps,
         stalls=_stalls(replicas),
         outcomes=np.sum([replica.outcomes for replica in replicas], axis=0),
         first_token_elsewhere=world.config.prefill != "chunked",
+        beyond_context=_beyond(world, steps),
         unstable=unstable,
     )
+
+
+def _beyond(world: World, steps: pd.DataFrame) -> int:
+    most = int(steps["context_tokens"].max()) if len(steps) else 0
+    return most if most > world.latency.max_context_tokens else 0
 
 
 def _requests(world: World, workload: Workload) -> pd.DataFrame:

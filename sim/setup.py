@@ -114,11 +114,15 @@ def build(args: argparse.Namespace) -> Setup:
         scales = _scales(bundle, args.temperature)
         hashes = {file: info.sha256 for file, info in bundle.manifest.files.items()}
     latency = load_latency(args.latency, bundle, traces.gamma)
+    config = _config(args, traces, latency)
+    if args.extrapolate:
+        engine = config.engine
+        latency = latency.extrapolated(engine.max_requests, engine.max_step_tokens)
     made = Setup(
         bundle=name,
         traces=traces,
         latency=latency,
-        config=_config(args, traces, latency),
+        config=config,
         scenario=args.scenario,
         requests=args.requests,
         seed=args.seed,
@@ -162,8 +166,8 @@ def _config(
 ) -> ClusterConfig:
     block = 1 + traces.gamma
     max_requests = args.max_requests or min(
-        DEFAULT_MAX_REQUESTS, latency.max_requests, latency.max_tokens // block
-    )
+        DEFAULT_MAX_REQUESTS, latency.max_requests, max(1, latency.max_tokens // (2 * block))
+    )  # full blocks of a full batch leave half of the profiled tokens to prefill
     step_tokens = args.max_step_tokens or max(
         min(DEFAULT_STEP_TOKENS, latency.max_tokens), max_requests * block
     )

@@ -44,6 +44,9 @@ def print_run(document: dict[str, Any], console: Console) -> None:
     console.print(_headline(document), highlight=False, soft_wrap=True)
     console.print(_table(document["policies"]))
     for name, summary in document["policies"].items():
+        if summary["context_tokens_beyond_profile"]:
+            text = f"{summary['context_tokens_beyond_profile']:,} cached tokens in a step"
+            console.print(f"{name}: extrapolated, {text} were not profiled", soft_wrap=True)
         if summary["unstable"]:
             console.print(f"[bold]{name}: {summary['unstable']}[/bold]", soft_wrap=True)
     for line in document.get("paired_lines", []):

@@ -237,6 +237,14 @@ def test_capacity_is_where_the_queue_begins_to_grow(call) -> None:
     assert call(*words, "overload")[0]["policies"]["none"]["unstable"] != ""
 
 
+def test_extrapolation_is_marked(call) -> None:
+    """Outside the profile a run is refused, or, on request, says so where the numbers come from."""
+    words = ("--max-requests", "600", "--max-step-tokens", "9000", "--policy", "none")
+    document, text = call(*words, "--extrapolate")
+    assert "extrapolated from R=512, T=8192 to R=600, T=9000" in document["latency_origin"]
+    assert "extrapolated from" in text
+
+
 def test_a_prefix_is_cached_where_the_session_was(call, tmp_path: Path) -> None:
     """Agents' prompts repeat themselves: a sticky router prefills less than round robin."""
     prefilled = {}
