@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import platform
+import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from drafters.checkpoint import find
 from drafters.target import resolve
 from gpu_traces.manifest import Manifest
 
@@ -16,20 +22,53 @@ def measured(
 ) -> Manifest:
     """A manifest of kind ``measured``; ``rest`` are its further fields, at least ``gamma``,
     ``command`` and ``seed``. ``hardware`` empty: detected."""
-    from drafters import trace  # it records bundles with what this package measures
-
     return Manifest(
         name=out.name,
         kind="measured",
-        hardware=hardware or trace.hardware_name(device),
+        hardware=hardware or hardware_name(device),
         device=device.split(":")[0],
-        driver=trace.driver_version(device),
+        driver=driver_version(device),
         target=target,
-        target_sha256=trace.weights_hash(Path(resolve(target))),
-        drafter=drafter,
-        drafter_sha256=trace.weights_hash(Path(drafter)) if drafter else "",
+        target_sha256=weights_hash(Path(resolve(target))),
+        drafter=Path(drafter).name,
+        drafter_sha256=weights_hash(find(drafter)) if drafter not in ("", "ngram") else "",
         versions={p: version(p) for p in ("torch", "transformers", "numpy")},
-        commit=trace.git_commit(),
+        commit=git_commit(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         **{"temperatures": (), "domains": (), **rest},
     )
+
+
+def weights_hash(folder: Path) -> str:
+    """SHA-256 of a model folder's weights; empty where it holds none (a hub id)."""
+    path = folder / "model.safetensors"
+    if not path.exists():
+        return ""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hardware_name(device: str) -> str:
+    """The machine as it is printed beside every number measured on it."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    cpu = platform.processor() or platform.machine()
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            cpu = line.split(":", 1)[1].strip()
+            break
+    return f"CPU, {torch.get_num_threads()} threads of {cpu}"
+
+
+def driver_version(device: str) -> str:
+    if not device.startswith("cuda"):
+        return platform.release()
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    return subprocess.run(query, capture_output=True, text=True).stdout.strip()
+
+
+def git_commit() -> str:
+    """The commit that this code is at; empty outside a checkout."""
+    here = Path(__file__).parent
+    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True)
+    return done.stdout.strip()

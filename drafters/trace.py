@@ -10,12 +10,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import platform
 import shutil
-import subprocess
 import sys
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +20,13 @@ import torch
 
 from drafters import generate, profile
 from drafters.base import CONFIDENCE_DTYPE, Drafter
-from drafters.checkpoint import find, load
+from drafters.checkpoint import load
 from drafters.coupling import Coupled
 from drafters.errors import UserError
 from drafters.progress import progress
+from drafters.provenance import measured
 from drafters.sampling import request_uniforms
-from drafters.target import Target, load_target, resolve
+from drafters.target import Target, load_target
 from gpu_traces.bundle import BundleError, Manifest, write_bundle
 
 CHUNK_ANCHORS = 64  # anchors drafted in one pass
@@ -47,7 +44,8 @@ def dense_anchors(
     prompt, response = list(row["prompt_tokens"]), list(row["response_tokens"])  # type: ignore[call-overload]
     tokens = torch.tensor(prompt + response, device=device)
     out = target(
-        tokens[None], torch.arange(len(tokens), device=device)[None],
+        tokens[None],
+        torch.arange(len(tokens), device=device)[None],
         feature_layers=drafter.feature_layers,
     )
     features = out.features if out.features is not None else tokens.new_zeros(1, len(tokens), 0)
@@ -116,10 +114,15 @@ class Recording:
         """Stage 1: the target's responses at every temperature."""
         path = Path(self.args.responses or self.work / "responses.jsonl")
         if not self.args.responses:
-            greedy = int(0.0 in self.args.temperatures)
+            greedy, sampled = (int(t in self.args.temperatures) for t in (0.0, 1.0))
             wanted = ["--target", self.args.target, "--prompts", *self.args.prompts]
             wanted += ["--out", str(path), "--split", self.args.split, "--dtype", self.args.dtype]
-            wanted += ["--greedy", str(greedy), "--samples", str(int(1.0 in self.args.temperatures))]
+            wanted += [
+                "--greedy",
+                str(greedy),
+                "--samples",
+                str(int(1.0 in self.args.temperatures)),
+            ]
             wanted += ["--max-new", str(self.args.max_new), "--device", self.args.device]
             wanted += ["--limit", str(self.args.limit), "--seed", str(self.args.seed)]
             generate.generate(generate.parser().parse_args(wanted))
@@ -158,24 +161,17 @@ class Recording:
 
     def manifest(self, rows: list[dict[str, object]]) -> Manifest:
         args = self.args
-        return Manifest(
-            name=self.out.name,
-            kind="measured",
-            hardware=args.hardware or hardware_name(args.device),
-            device=args.device.split(":")[0],
-            driver=driver_version(args.device),
-            target=args.target,
-            target_sha256=weights_hash(Path(resolve(args.target))),
-            drafter=args.drafter_name or Path(args.drafter).name,
-            drafter_sha256="" if args.drafter == "ngram" else weights_hash(find(args.drafter)),
+        return measured(
+            self.out,
+            args.target,
+            args.drafter,
+            args.device,
+            args.hardware,
             gamma=self.drafter.gamma,
             temperatures=tuple(sorted({float(r["temperature"]) for r in rows})),  # type: ignore[arg-type]
             domains=tuple(sorted({str(r["domain"]) for r in rows})),
-            versions={p: version(p) for p in ("torch", "transformers", "numpy")},
             command="python -m drafters.trace " + " ".join(args.command_line),
             seed=args.seed,
-            commit=git_commit(),
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
 
 
@@ -191,41 +187,6 @@ def _response_table(rows: list[dict[str, object]]) -> dict[str, list[object]]:
     }
 
 
-def weights_hash(folder: Path) -> str:
-    """SHA-256 of a model folder's weights; empty where it holds none (prompt lookup, a hub id)."""
-    path = folder / "model.safetensors"
-    if not path.exists():
-        return ""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def hardware_name(device: str) -> str:
-    """The machine as it is printed beside every number measured on it."""
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name(device)
-    cpu = platform.processor() or platform.machine()
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            cpu = line.split(":", 1)[1].strip()
-            break
-    return f"CPU, {torch.get_num_threads()} threads of {cpu}"
-
-
-def driver_version(device: str) -> str:
-    if not device.startswith("cuda"):
-        return platform.release()
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    return subprocess.run(query, capture_output=True, text=True).stdout.strip()
-
-
-def git_commit() -> str:
-    """The commit that this code is at; empty outside a checkout."""
-    here = Path(__file__).parent
-    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True)
-    return done.stdout.strip()
-
-
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m drafters.trace", description=__doc__)
     verbs = made.add_subparsers(dest="verb", required=True)
@@ -237,7 +198,6 @@ def parser() -> argparse.ArgumentParser:
     add = record.add_argument
     add("--target", default="smollm2-135m", help="fetched name, local folder or hub id")
     add("--drafter", required=True, help="drafter checkpoint folder, or 'ngram'")
-    add("--drafter-name", default="", help="name in the manifest; empty: the folder's")
     add("--prompts", nargs="+", default=[], help="JSONL files or folders of prompts")
     add("--responses", default="", help="JSONL of drafters.generate to use instead of sampling")
     add("--out", required=True, help="bundle folder to write")
