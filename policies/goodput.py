@@ -8,8 +8,8 @@ value   A draft of request r is worth w_r S_rj: S is the confidence corrected by
 verify  Admit drafts in order of value while the step's rate can still rise, replanning against
         the believed stairs (``policies.lookahead``). It reads current values without a lag, yet
         each admission depends on better-ranked drafts alone: lossless.
-plain   Where verifying everything on the plain path has lately promised more than trimming on the
-        ragged one (which costs ``adaptive_s``), do that.
+plain   Where verifying everything on the plain path should beat trimming on the ragged one (which
+        costs ``adaptive_s``), judged by what values have lately been, do that.
 draft   For the next steps, draft k tokens for n requests: the largest sum of expected worth beyond
         the price of verification, less lam * draft_s(k, n) and refills (lam: tokens per second);
         nobody, where that promises more. Now and then all draft, so that a request can come back.
@@ -26,7 +26,7 @@ from numba import njit
 from policies.base import Floats, Ints, Policy, StepOutcome, VerifyPlan, VerifyState
 from policies.estimate import AcceptanceEstimator
 from policies.limits import in_range
-from policies.lookahead import first_shape, lookahead_budget, remember_shape
+from policies.lookahead import first_shape, lookahead_budget, remember_shape, trimming_pays
 from policies.memory import DraftWorth
 from policies.registry import register
 from policies.select import draft_counts, survivals, top_budget
@@ -35,31 +35,27 @@ DRAFT_EVERY = 4
 """Steps between decisions on who drafts."""
 LONGEST_PROBE_GAP = 16
 """Rounds of probing become up to this many times rarer while nobody drafts."""
-TRIM_RATE = 0.1
-"""Weight of the newest step in the running gain of trimming."""
+SHARES = (1.0, 0.75, 0.5, 0.25)
+"""Shares of the expected drafts that are priced before drafting is given up."""
 
 
 @njit(cache=True)
-def _inverse_pace(pace: Floats, slots: Ints) -> Floats:
-    """Weights [R] inverse to the requests' tokens per step; 1 for one of average pace."""
+def _inverse_pace(pace: Floats, slots: Ints, mean: float) -> Floats:
+    """Weights [R] inverse to the requests' tokens per step; 1 for one of the long-run mean pace."""
     weights = np.empty(slots.size)
     for r in range(slots.size):
-        weights[r] = pace[slots[r]]
-    mean = weights.mean()
-    for r in range(slots.size):
-        weights[r] = mean / weights[r]
+        weights[r] = mean / pace[slots[r]]
     return weights
 
 
 @njit(cache=True)
-def _values(survival: Floats, weights: Floats) -> tuple[Floats, float, float]:
-    """Weighted survivals [R, gamma], their sum, and the sum of the weights."""
-    value, total = np.empty(survival.shape), 0.0
+def _values(survival: Floats, weights: Floats) -> tuple[Floats, float]:
+    """Weighted survivals [R, gamma], and the sum of the weights."""
+    value = np.empty(survival.shape)
     for r in range(survival.shape[0]):
         for j in range(survival.shape[1]):
             value[r, j] = weights[r] * survival[r, j]
-            total += value[r, j]
-    return value, total, weights.sum()
+    return value, weights.sum()
 
 
 @njit(cache=True, error_model="numpy")
@@ -74,26 +70,33 @@ def _choose_drafts(
     draft_s: Floats,
     verify_s: Floats,
 ) -> tuple[int, int]:
-    """Length k and number n of the requests (best first in ``order``) whose drafting pays most."""
+    """Length k and number n of the requests (best first in ``order``) whose drafting pays most.
+
+    (0, 0) where no drafting promises more than the best choice, even if a part of its drafts is
+    left out again: the likeliest share of them brings at least that share of the tokens.
+    """
     rows, gamma = expected.shape[0], expected.shape[1]
     base = weights.sum()
-    best_k, best_n, best, best_rate = 0, 0, -np.inf, 0.0
+    best_k, best_n, best = 0, 0, -np.inf
+    best_gain, best_verified, best_spent_s = 0.0, 0.0, 0.0
     for k in range(1, gamma + 1):
-        surplus, tokens, verified, refilled_s = 0.0, base, 0.0, 0.0
+        surplus, gains, verified, refilled_s = 0.0, 0.0, 0.0, 0.0
         for n in range(1, rows + 1):
             r = order[n - 1]
             gain, cost = weights[r] * expected[r, k - 1, 0], expected[r, k - 1, 1]
             surplus += gain - bar * cost
-            tokens += gain
+            gains += gain
             verified += cost
             refilled_s += refill_s[r]
             spent_s = draft_s[k, min(n, draft_s.shape[1] - 1)] + refilled_s
             if surplus - lam * spent_s > best:
                 best_k, best_n, best = k, n, surplus - lam * spent_s
-                best_rate = tokens / (fixed_s + spent_s + verify_s[int(verified)])
-    if best_rate < base / (fixed_s + verify_s[0]):
-        return 0, 0
-    return best_k, best_n
+                best_gain, best_verified, best_spent_s = gains, verified, spent_s
+    for share in SHARES:
+        step_s = fixed_s + best_spent_s + verify_s[int(share * best_verified)]
+        if (base + share * best_gain) / step_s > base / (fixed_s + verify_s[0]):
+            return best_k, best_n
+    return 0, 0
 
 
 class _Step(NamedTuple):
@@ -105,7 +108,6 @@ class _Step(NamedTuple):
     ascending: Floats
     bar: float
     believed_s: float
-    trim_gain: float
 
 
 @register
@@ -148,7 +150,7 @@ class Goodput(Policy):
         self._shape = first_shape(gamma)
         self._choice: Ints = np.zeros(0, dtype=np.int64)
         self._next_choice, self._next_probe, self._probe_gap = 0, 0, config.probe_every
-        self._tokens = self._seconds = self._trim_gain = 0.0
+        self._tokens = self._seconds = self._bar = 0.0
         self._step: _Step | None = None
 
     @property
@@ -175,13 +177,13 @@ class Goodput(Policy):
         """Renew the estimates, each request's worth and pace, and the running means."""
         if self._step is None:
             return
-        state, weights, survival, ascending, bar, believed_s, trim_gain = self._step
+        state, weights, survival, ascending, bar, believed_s = self._step
         tokens = outcome.accepted + 1
         keep = 1.0 - 1.0 / self.config.memory_steps
         self._tokens = keep * self._tokens + float(weights @ tokens)
         self._seconds = keep * self._seconds + believed_s
-        self._trim_gain += TRIM_RATE * (trim_gain - self._trim_gain)
-        remember_shape(self._shape, ascending, weights.size)
+        if state.drafted.any():
+            remember_shape(self._shape, ascending, weights.size)
         self._worth.learn(state, survival, weights, bar, tokens)
         if self.config.history:
             self._estimator.learn(outcome)
@@ -199,7 +201,7 @@ class Goodput(Policy):
     def _weights(self, state: VerifyState) -> Floats:
         weights: Floats = np.ones(state.drafted.size)
         if self.config.fair:
-            weights = _inverse_pace(self._worth.pace, state.slots)
+            weights = _inverse_pace(self._worth.pace, state.slots, self._worth.mean_pace)
         if self.config.urgency:
             weights += self.config.urgency * (state.slack_s < 0)
         return weights
@@ -215,28 +217,33 @@ class Goodput(Policy):
         fixed_s += state.cost.draft_time_s(drafting, longest)
         verify_s = state.cost.verify_curve_s(state.other_tokens, total + 1)
         weights, survival = self._weights(state), self._survivals(state)
-        value, promised, base = _values(survival, weights)
+        value, base = _values(survival, weights)
         ascending = np.sort(value, axis=None)
         base += state.sampling_requests - state.drafted.size
-        ragged_s = fixed_s + state.cost.adaptive_s
-        lam = self.rate if self.config.long_run else 0.0
-        budget, tokens = lookahead_budget(
-            ascending, base, ragged_s, verify_s, self._shape, weights.size, lam
-        )
-        trim_s, full_s = ragged_s + float(verify_s[budget]), fixed_s + float(verify_s[-1])
-        trim_gain = tokens / trim_s * full_s / (base + promised) - 1.0
-        if total == 0 or (self.config.plain_path and self._trim_gain <= 0.0):
-            bar = self.rate * float(verify_s[-1] - verify_s[0]) / max(1, total)
-            step = _Step(state, weights, survival, ascending, bar, full_s, trim_gain)
+        adaptive_s, rows = state.cost.adaptive_s, weights.size
+        if total == 0:
+            step = _Step(state, weights, survival, ascending, self._bar, fixed_s + verify_s[0])
             return state.drafted.copy(), False, step
-        bar = float(ascending[max(0, ascending.size - max(1, budget))])
-        step = _Step(state, weights, survival, ascending, bar, trim_s, trim_gain)
+        lam = self.rate if self.config.long_run else 0.0
+        budget, _ = lookahead_budget(
+            ascending, base, fixed_s + adaptive_s, verify_s, self._shape, rows, lam
+        )
+        self._bar = float(ascending[ascending.size - 1 - budget]) if budget < total else 0.0
+        adaptive = not self.config.plain_path or trimming_pays(
+            base, fixed_s, adaptive_s, verify_s, self._shape, rows
+        )
+        believed_s = fixed_s + float(verify_s[budget] + adaptive_s if adaptive else verify_s[-1])
+        step = _Step(state, weights, survival, ascending, self._bar, believed_s)
+        if not adaptive:
+            return state.drafted.copy(), False, step
         return top_budget(value, state.drafted, budget), True, step
 
     def _choose(self, step: _Step, fixed_s: float) -> None:
         """Renew ``_choice`` [slots]: draft k tokens for those whom it pays, else 0."""
         state, weights = step.state, step.weights
         if not self.config.selective or state.step >= self._next_probe:
+            longest = self.config.probe_every * (1 if self.first_draft else LONGEST_PROBE_GAP)
+            self._probe_gap = min(2 * self._probe_gap, longest)
             self._next_choice, self._next_probe = state.step + 1, state.step + self._probe_gap
             self.first_draft = self.gamma
             self._choice[state.slots] = self.gamma
@@ -260,5 +267,5 @@ class Goodput(Policy):
         )
         self.first_draft = k
         self._choice[state.slots] = np.where(key >= key[order[n - 1]], k, 0) if n else 0
-        longest_gap = self.config.probe_every * (1 if n else LONGEST_PROBE_GAP)
-        self._probe_gap = min(max(self.config.probe_every, 2 * self._probe_gap), longest_gap)
+        if n:
+            self._next_probe = min(self._next_probe, state.step + self.config.probe_every)

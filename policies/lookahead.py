@@ -31,6 +31,32 @@ def first_shape(gamma: int) -> Floats:
     return np.linspace(1.0, 0.05, GRID * gamma)
 
 
+@njit(cache=True)
+def _ahead(shape: Floats, total: int, rows: int) -> Floats:
+    """Remembered value of the best 0..total drafts of a batch of ``rows`` requests."""
+    ahead = np.zeros(total + 1)
+    for i in range(total):
+        ahead[i + 1] = ahead[i] + shape[min(shape.size - 1, i * GRID // rows)]
+    return ahead
+
+
+@njit(cache=True, error_model="numpy")
+def trimming_pays(
+    base: float, fixed_s: float, adaptive_s: float, verify_s: Floats, shape: Floats, rows: int
+) -> bool:
+    """Whether some trimmed step, at ``adaptive_s`` more, should beat verifying everything.
+
+    Judged by the remembered shape alone, before this step's values are looked at.
+    """
+    total = verify_s.size - 1
+    ahead = _ahead(shape, total, rows)
+    full_rate = (base + ahead[total]) / (fixed_s + verify_s[total])
+    for v in range(total):
+        if base + ahead[v] > full_rate * (fixed_s + adaptive_s + verify_s[v]):
+            return True
+    return False
+
+
 @njit(cache=True, error_model="numpy")
 def lookahead_budget(
     ascending: Floats,
@@ -47,9 +73,7 @@ def lookahead_budget(
     anyway. A positive ``lam`` (tokens per second) replaces the rate by tokens - lam * seconds.
     """
     total = verify_s.size - 1
-    ahead = np.zeros(total + 1)
-    for i in range(total):
-        ahead[i + 1] = ahead[i] + shape[min(shape.size - 1, i * GRID // rows)]
+    ahead = _ahead(shape, total, rows)
     stride = max(1, rows // CHECKS)
     admitted, tokens = 0, base
     while admitted < total:

@@ -84,7 +84,7 @@ def _expected(
 class DraftWorth:
     """Running means of tokens gained and verified per draft position, by request and domain.
 
-    By slot: ``pace``, tokens per step; ``missed``, tokens made since the request last drafted.
+    ``mean_pace``: tokens per request and step. By slot: ``pace``, the same of one request; ``missed``, tokens made since the request last drafted.
     """
 
     def __init__(self, gamma: int) -> None:
@@ -92,7 +92,7 @@ class DraftWorth:
         self._first = np.stack([first, np.ones(gamma)], axis=1)
         self.pace = np.zeros(0)
         self.missed: Ints = np.zeros(0, dtype=np.int64)
-        self._mean_pace = 1.0
+        self.mean_pace = 1.0
         self._blocks = np.zeros(0)
         self._worth = np.zeros((0, gamma, 2))
         self._domain_blocks = np.zeros(0)
@@ -113,7 +113,7 @@ class DraftWorth:
             first = np.broadcast_to(self._first, (more, *self._first.shape))
             self._domain_worth = np.concatenate([self._domain_worth, first])
         if fresh.size:
-            self.pace[fresh] = self._mean_pace
+            self.pace[fresh] = self.mean_pace
             self.missed[fresh] = 0
             self._blocks[fresh] = 0.0
 
@@ -121,7 +121,7 @@ class DraftWorth:
         self, state: VerifyState, survival: Floats, weights: Floats, bar: float, tokens: Ints
     ) -> None:
         """Fold in a step: survivals, weights, the bar they were held to, the tokens [R] made."""
-        self._mean_pace += (float(tokens.mean()) - self._mean_pace) / DOMAIN_BLOCKS
+        self.mean_pace += (float(tokens.mean()) - self.mean_pace) / DOMAIN_BLOCKS
         _learn(
             survival,
             weights,
