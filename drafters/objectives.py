@@ -182,7 +182,7 @@ def packed_loss(
 ) -> tuple[Tensor, dict[str, float]]:
     """``batch_loss`` for anchors already chosen."""
     device, depth = drafter.norm.weight.device, objective.depth
-    weights = objective.weights if objective.weights.soft else objective.weights.at(done)
+    weights = objective.weights.at(done)
     out, scale = teacher_forced(drafter, batch), objective.positions.to(device)
     total, weight_sum, stats = out.hidden.new_zeros(()), 0.0, torch.zeros(4, depth, device=device)
     for i, (s, t) in enumerate(zip(sequences, told, strict=True)):
