@@ -130,7 +130,7 @@ class Cluster:
 
     def waiting(self) -> int:
         """Requests in the replicas' queues."""
-        return sum(int(r.counts[s.TAIL] - r.counts[s.HEAD]) for r in self.replicas)
+        return sum(replica.waiting for replica in self.replicas)
 
     def _out(self, requests: Ints) -> None:
         self.left -= requests.size

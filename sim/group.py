@@ -71,8 +71,9 @@ class Group:
         env, start_s = self.env, self.env.now
         active = [replica for replica in self.replicas if replica.admit(start_s)]
         if not active:
-            yield self.traffic.idle(self)
-            return
+            if not any(replica.waiting for replica in self.replicas):
+                yield self.traffic.idle(self)
+            return  # one rank's ended request may have sent another rank its successor: look again
         plans = [replica.plan(start_s) for replica in active]
         yield env.timeout(max(step_time_s for _, step_time_s in plans))
         self.traffic.deliver(env.now)  # what arrived meanwhile is routed on the loads of then

@@ -146,7 +146,7 @@ def add_deployment(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--max-requests", type=whole(1), default=None, metavar="R",
-        help="requests that one replica runs at once; unset: 256, or what half the profiled tokens allow",
+        help="requests that one replica runs at once; unset: 256, or half of what was profiled",
     )  # fmt: skip
     group.add_argument(
         "--max-step-tokens", type=whole(1), default=None, metavar="T",

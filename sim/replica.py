@@ -137,6 +137,11 @@ class Replica:
         self.stalls_f = np.zeros(RECORD_STEPS * rows)
         self.ended, self.keep = np.zeros(rows, dtype=np.int64), np.zeros(rows, dtype=np.int64)
 
+    @property
+    def waiting(self) -> int:
+        """Requests in the queue."""
+        return int(self.counts[s.TAIL] - self.counts[s.HEAD])
+
     def enqueue(self, requests: Ints) -> None:
         """Append arrived requests to the waiting line."""
         if self.counts[s.TAIL] + requests.size > self.queue.size:

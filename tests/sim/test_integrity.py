@@ -102,6 +102,16 @@ def test_lock_step_waits_for_the_slowest() -> None:
     assert first["end_s"][0] == pytest.approx(2e-3 + 400 * 2e-5)
 
 
+def test_a_rank_is_not_left_asleep() -> None:
+    """Closed loop over lock-step ranks, every client impatient: one rank's loss feeds the other."""
+    n = 30
+    work = workload_of(TRACES, np.zeros(n), 60, 40, patience_s=np.tile([0.0, 0.01, 0.002], n // 3))
+    for router in sorted(ROUTERS):
+        cluster = {"replicas": 2, "group_size": 2, "concurrency": 1, "router": router}
+        requests = run(TRACES, WORLD, work, cluster=cluster).requests
+        assert requests["finish_s"].notna().all()
+
+
 def test_separate_prefill_pool() -> None:
     """One worker, 10 ms a prompt of 400: first tokens 10, 20 and 30 ms after time 0."""
     work = workload_of(TRACES, [0.0] * 3, 400, 30)
