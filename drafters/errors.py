@@ -2,4 +2,4 @@
 
 
 class UserError(Exception):
-    """Something the user gave cannot be used; the message says what, what is allowed, what to do."""
+    """Something the user gave cannot be used: what it was, what is allowed, what to do."""

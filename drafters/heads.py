@@ -2,7 +2,8 @@
 
 logits_k = U_k + W2 z_k with z_k made from the previous token's row W1[x_{k-1}] (rank r):
 vanilla z = W1[prev]; gated z = sigmoid(Wg [h_k ; W1[prev]] + b) * W1[prev];
-rnn [g, c, o] = Wj [s ; W1[prev] ; h_k] + b, s' = sigmoid(g) s + (1 - sigmoid(g)) tanh(c), z = tanh(o).
+rnn [g, c, o] = Wj [s ; W1[prev] ; h_k] + b, s' = sigmoid(g) s + (1 - sigmoid(g)) tanh(c) and
+z = tanh(o).
 Source: DSpark paper section 3 and DeepSpec's checkpoints.
 """
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 
 class MarkovHead(nn.Module):
-    """Transition bias of rank r over a vocabulary of V; ``head_type`` as in the module docstring."""
+    """Transition bias of rank r over V tokens; ``head_type`` as in the module docstring."""
 
     def __init__(self, vocab_size: int, rank: int, hidden_size: int, head_type: str) -> None:
         super().__init__()

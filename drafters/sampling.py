@@ -10,9 +10,10 @@ from torch import Tensor
 
 
 def request_uniforms(seed: int, name: str, count: int) -> np.ndarray:
-    """``count`` uniforms in [0, 1) fixed by (seed, name) alone: the same in any batch, any order."""
+    """``count`` uniforms in [0, 1) fixed by (seed, name) alone, whatever runs beside it."""
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    return np.random.Generator(np.random.Philox(int.from_bytes(digest[:16], "little"))).random(count)
+    key = int.from_bytes(digest[:16], "little")
+    return np.random.Generator(np.random.Philox(key)).random(count)
 
 
 def probabilities(logits: Tensor, temperature: float) -> Tensor:
@@ -23,7 +24,7 @@ def probabilities(logits: Tensor, temperature: float) -> Tensor:
 
 
 def sample(probs: Tensor, uniforms: Tensor) -> Tensor:
-    """Inverse-CDF draw: the first token whose cumulative probability exceeds u [n] (rows [n, V])."""
+    """Inverse-CDF draw [n]: first token whose cumulative probability (rows [n, V]) exceeds u."""
     cumulative = probs.cumsum(-1, dtype=torch.float64)
     threshold = uniforms.to(cumulative).unsqueeze(-1) * cumulative[..., -1:]
     return torch.searchsorted(cumulative, threshold, right=True).squeeze(-1).clamp_max(

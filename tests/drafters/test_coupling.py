@@ -1,4 +1,4 @@
-"""Coupled drafts: the law of (accepted length, tokens) equals that of standard rejection sampling."""
+"""Coupled drafts: (accepted length, tokens) follow the law of standard rejection sampling."""
 
 import numpy as np
 import torch
