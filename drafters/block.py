@@ -80,7 +80,7 @@ class BlockDrafter(DraftModule):
         gamma: int,
         draw: Draw,
     ) -> Proposal:
-        """See ``drafters.base.Drafter``; always drafts from a full block, returns its first gamma."""
+        """See ``drafters.base.Drafter``; drafts a full block and returns its first gamma."""
         hidden = self._block_hidden(state, anchors, positions)[:, :gamma]
         base = self.lm_head(hidden).float()
         return self.sequential(base, hidden, anchors, draw)
@@ -90,7 +90,7 @@ class BlockDrafter(DraftModule):
         offsets = torch.arange(self.gamma, device=anchors.device)
         at = positions.unsqueeze(1) + offsets
         slots = torch.arange(n, device=anchors.device)
-        span = int(positions.max()) + self.gamma
+        span = state.reach(positions, self.gamma)
         seen = torch.arange(span, device=anchors.device) < (positions + self.gamma).unsqueeze(-1)
         mask = seen.unsqueeze(1).expand(n, self.gamma, span)
         x, rope = self._inputs(anchors), self._rope(at)
@@ -127,7 +127,7 @@ class BlockDrafter(DraftModule):
     def teacher_forced(
         self, tokens: Tensor, features: Tensor, anchors: Tensor, in_block: Tensor
     ) -> TeacherForced:
-        """Blocks at ``anchors`` [b, a] of sequences ``tokens`` [b, t] with ``features`` [b, t, m*d].
+        """Blocks at ``anchors`` [b, a] of ``tokens`` [b, t] with ``features`` [b, t, m * d].
 
         ``in_block`` [b, a, gamma] holds the tokens before each prediction: the anchor, then the
         text. Returns N = b * a blocks.

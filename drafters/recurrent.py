@@ -118,7 +118,7 @@ class RecurrentDrafter(DraftModule):
         rope = self._rope(where - 1)
         slots = torch.arange(len(at), device=at.device)
         cache.write(0, slots, where, *attention.keys_values(given, rope))
-        index = torch.arange(int(at.max()) + 1, device=at.device)
+        index = torch.arange(cache.reach(at, 1), device=at.device)
         mask = ((index > 0) & (index <= where)).unsqueeze(1)
         keys, values = (s[0, : len(at), :, : len(index)] for s in (cache.keys, cache.values))
         attended = attend(attention.queries(given, rope), keys, values, mask)

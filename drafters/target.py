@@ -72,6 +72,13 @@ class KVCache:
         out = attend(rows.transpose(1, 2), k, v, group.mask).flatten(0, 1)
         return out if group.flat is None else out[group.flat]
 
+    def reach(self, positions: Tensor, beyond: int) -> int:
+        """Cached positions that queries up to ``beyond`` past ``positions`` may look at; all of
+        them while a CUDA graph is captured, which cannot ask the device."""
+        if positions.is_cuda and torch.cuda.is_current_stream_capturing():
+            return self.capacity
+        return int(positions.max()) + beyond
+
     def broadcast(self, length: int) -> None:
         """Copy the first ``length`` positions of slot 0 to every slot."""
         for store in (self.keys, self.values):

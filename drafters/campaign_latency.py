@@ -1,0 +1,273 @@
+"""Step latencies of a target with several drafters: ``python -m drafters.campaign_latency``.
+
+Cells are measured band by band (few requests with long contexts, many with short ones), each with a
+cache of its own size; repetitions go on until the band's time is spent, at least three. What the
+target does is measured once, beside the first drafter, and shared by the bundles of the others.
+On CUDA a second bundle, ``NAME-graphs``, holds the same passes replayed from captured graphs, with
+eager cells beyond the captured sizes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+import drafters
+from drafters.base import Drafter, Proposal, Sampler
+from drafters.batch import make_batch
+from drafters.errors import UserError
+from drafters.kernels.measure import captured
+from drafters.ngram import NgramDrafter
+from drafters.profile import COMMITTED, Cell, Grid, Profiler, cells
+from drafters.provenance import measured
+from drafters.shapes import random_drafter, random_target
+from drafters.target import Target, load_target
+from gpu_traces.bundle import BundleError, write_bundle
+
+LEAST_REPETITIONS = 3
+MOST_REPETITIONS = 15
+MOST_CAPTURED_TOKENS = 1024  # graphs of larger passes save nothing: launches are hidden there
+MOST_TOKENS = 4096
+TARGET_MODES = ("verify", "prefill", "overhead")
+
+_BLOCK = (1, 2, 3, 4, 6, 8)
+_ANY = 1 << 40
+BANDS = {
+    "tiny": (Grid((1, 2), (1, 3), (8,), (8, 16), _ANY), Grid((1,), (1, 3), (24,), (8,), _ANY)),
+    "cpu": (
+        Grid((1, 2, 4, 8, 16, 32, 64), (1, 2, 4, 8), (128,), (32, 128, 512), _ANY),
+        Grid((1, 4, 16, 32), (2, 8), (384,), (256,), _ANY),
+        Grid((1, 4, 8), (2, 8), (1024,), (64,), _ANY),
+    ),
+    "cuda": (
+        Grid((1, 2, 4, 8, 16, 32, 64, 128, 256, 512), _BLOCK, (128,), (128,), _ANY),
+        Grid((1, 8, 32, 128, 256), _BLOCK, (512,), (512,), _ANY),
+        Grid((1, 8, 32, 64), (1, 4, 8), (2048,), (2048,), _ANY),
+        Grid((1, 4, 16), (1, 4, 8), (8192,), (4096, 8192), _ANY),
+    ),
+}
+
+
+class Band(Profiler):
+    """Times chosen cells, as often as the time allows."""
+
+    def samples(self, chosen: Sequence[Cell], seconds: float) -> list[dict[str, object]]:
+        """Rows of the ``steps`` table; each repetition visits the cells in a new order."""
+        order, rows, started = random.Random(0), [], time.monotonic()
+        for repetition in range(-1, MOST_REPETITIONS):
+            if repetition >= LEAST_REPETITIONS and time.monotonic() - started > seconds:
+                break
+            for cell in order.sample(list(chosen), len(chosen)):
+                taken_s = self._time(self._prepare(cell))
+                if repetition >= 0:
+                    rows.append(self._sample(cell, repetition, taken_s))
+        return rows
+
+    def graph_samples(self, chosen: Sequence[Cell]) -> list[dict[str, object]]:
+        """The same from captured graphs; a pass that cannot be captured is left out."""
+        rows = []
+        for cell in chosen:
+            try:
+                replay = self._captured(cell)
+            except RuntimeError as error:
+                print(f"no graph of {cell}: {str(error).splitlines()[0]}", file=sys.stderr)
+                continue
+            replay()
+            for repetition in range(LEAST_REPETITIONS + 2):
+                rows.append(self._sample(cell, repetition, self._time(replay)) | {"graph": True})
+            torch.cuda.empty_cache()
+        return rows
+
+    def _captured(self, cell: Cell) -> Callable[[], object]:
+        return self._captured_draft(cell) if cell.mode == "draft" else self._captured_pass(cell)
+
+    def _captured_pass(self, cell: Cell) -> Callable[[], object]:
+        """Replay of the target pass, then acceptance, which stays outside the graph."""
+        runner, width = self.runner, cell.tokens // cell.requests
+        rows = [self._row(cell) for _ in range(cell.requests)]
+        tokens = torch.ones(cell.tokens, dtype=torch.long, device=runner.device)
+        starts = [cell.context_tokens] * cell.requests
+        batch = make_batch(tokens, starts, [width] * cell.requests)
+        kept: dict[str, torch.Tensor] = {}
+
+        def forward() -> None:
+            kept["hidden"] = runner.target.ragged(batch, runner.cache, runner.feature_layers).hidden
+
+        replay, proposal = captured(forward), None
+        if width > 1:
+            drafts = torch.zeros(cell.requests, width - 1, dtype=torch.long, device=runner.device)
+            proposal = Proposal(drafts, self.logits[: cell.requests, : width - 1], None)
+        lengths = [width - 1] * cell.requests
+
+        def work() -> None:
+            replay()
+            runner._judge(rows, lengths, kept["hidden"], proposal)
+
+        return work
+
+    def _captured_draft(self, cell: Cell) -> Callable[[], object]:
+        """Replay of taking in a typical round's tokens and drafting a block."""
+        n, device, drafter = cell.requests, self.runner.device, self.runner.drafter
+        assert drafter is not None
+        state, slots = self.runner.state, torch.arange(n, device=device)
+        tokens = torch.ones(n, COMMITTED, dtype=torch.long, device=device)
+        features = self.features[:COMMITTED].expand(n, -1, -1)
+        anchors = torch.full((n,), cell.context_tokens, device=device)
+        positions = anchors.unsqueeze(1) - COMMITTED + torch.arange(COMMITTED, device=device)
+        greedy = Sampler(torch.zeros(n, device=device), torch.zeros(n, cell.draft_length))
+
+        def draft() -> None:
+            drafter.extend(state, tokens, features, positions, slots)
+            drafter.propose(state, tokens[:, 0], anchors, cell.draft_length, greedy)
+
+        return captured(draft)
+
+
+@torch.no_grad()
+def measure_pair(
+    target: Target,
+    drafter: Drafter | None,
+    bands: Sequence[Grid],
+    seconds: float,
+    shared: pd.DataFrame | None = None,
+) -> pd.DataFrame:
+    """The ``steps`` table of a pair. ``shared``: rows of the target's own modes, taken over from
+    another drafter's table instead of measured again."""
+    rows: list[dict[str, object]] = []
+    gamma = drafter.gamma if drafter else 0
+    for index, shapes in enumerate(bands):
+        band = Band(target, drafter, shapes)
+        chosen = [c for c in cells(shapes, gamma) if c.tokens <= MOST_TOKENS or c.requests == 1]
+        if shared is not None:
+            chosen = [c for c in chosen if c.mode not in TARGET_MODES]
+        rows += band.samples(chosen, seconds / len(bands))
+        if band.runner.device.type == "cuda":
+            rows += band.graph_samples([c for c in chosen if _capturable(c, drafter)])
+        if index == 0 and shared is None:
+            rows += band._overhead()
+        del band
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    made = pd.DataFrame(rows)
+    return made if shared is None else pd.concat([shared, made], ignore_index=True)
+
+
+def _capturable(cell: Cell, drafter: Drafter | None) -> bool:
+    if cell.mode == "draft":
+        return not isinstance(drafter, NgramDrafter)
+    return cell.mode == "verify" and not cell.ragged and cell.tokens <= MOST_CAPTURED_TOKENS
+
+
+def without_graphs(steps: pd.DataFrame) -> pd.DataFrame:
+    """What an eager engine does, as the live loop here."""
+    return steps[~steps["graph"].astype(bool)].reset_index(drop=True)
+
+
+def with_graphs(steps: pd.DataFrame) -> pd.DataFrame:
+    """What an engine with captured graphs does: eager cells only where no graph was captured."""
+    graph = steps["graph"].astype(bool)
+    largest = steps[graph].groupby("mode")[["tokens", "requests"]].max()
+    verify, draft = steps["mode"] == "verify", steps["mode"] == "draft"
+    replaced = steps["tokens"] <= largest["tokens"].get("verify", 0)
+    hidden = (verify & replaced) | (
+        draft & (steps["requests"] <= largest["requests"].get("draft", 0))
+    )
+    return steps[graph | ~hidden].reset_index(drop=True)
+
+
+def write_steps(path: Path, steps: pd.DataFrame) -> None:
+    """Parquet by rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    steps.to_parquet(temporary)
+    os.replace(temporary, path)
+
+
+def write_latency_bundles(
+    args: argparse.Namespace, name: str, drafter_name: str, gamma: int, steps: pd.DataFrame
+) -> None:
+    """Latency-only bundles ``name`` and, where graphs were captured, ``name-graphs``."""
+    kinds = {name: without_graphs(steps)}
+    if steps["graph"].any():
+        kinds[f"{name}-graphs"] = with_graphs(steps)
+    made_up = "random weights of this architecture; " if args.shape else ""
+    for title, table in kinds.items():
+        folder = args.out / title
+        manifest = measured(
+            folder, args.shape or args.target, drafter_name, args.device, gamma=gamma,
+            command="python -m drafters.campaign_latency " + " ".join(args.command_line),
+            seed=0, notes=f"latency only; {made_up}target passes shared by all its drafters",
+        )  # fmt: skip
+        write_bundle(folder, manifest, {"steps": table}, force=True)
+        print(f"wrote {folder}: {len(table)} samples, latency only")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure every drafter whose table is not there yet."""
+    dtype = getattr(torch, args.dtype)
+    if args.shape:
+        target = random_target(args.shape, dtype, args.device)
+    else:
+        target = load_target(args.target, dtype, args.device)
+    shared: pd.DataFrame | None = None
+    for text in args.drafters:
+        name, _, source = text.partition("=")
+        path = args.tables / f"{name}.parquet"
+        if not path.exists():
+            make = random_drafter if args.shape else drafters.load
+            drafter = make(source, target)
+            seconds = args.seconds / len(args.drafters)
+            steps = measure_pair(target, drafter, BANDS[args.grid], seconds, shared)
+            if args.shape:
+                write_latency_bundles(args, name, source, drafter.gamma, steps)
+            write_steps(path, steps)
+            del drafter
+        steps = pd.read_parquet(path)
+        shared = steps[steps["mode"].isin(TARGET_MODES)]
+        print(f"{name}: {len(steps)} samples")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Options of the command."""
+    made = argparse.ArgumentParser(
+        prog="python -m drafters.campaign_latency",
+        description=__doc__.partition("\n\n")[2],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = made.add_argument
+    add("--target", default="smollm2-135m", help="fetched name, local folder or hub id")
+    add("--shape", default="", help="random target of this architecture instead, as qwen3-8b")
+    add("--drafters", nargs="+", required=True, help="NAME=SOURCE; SOURCE of drafters.load, or"
+        " family-layersL with --shape")  # fmt: skip
+    add("--tables", type=Path, required=True, help="folder for one Parquet file per drafter")
+    add("--out", type=Path, default=Path(), help="with --shape: folder for latency-only bundles")
+    add("--grid", choices=tuple(BANDS), default="cpu", help="bands of shapes")
+    add("--seconds", type=float, default=120.0, help="time to repeat in, all drafters together")
+    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="precision")
+    add("--device", default="cpu", help="torch device")
+    return made
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code 0, or 2 after one line on stderr; a finished drafter is not measured again."""
+    argv = sys.argv[1:] if argv is None else argv
+    args = parser().parse_args(argv)
+    args.command_line = argv
+    try:
+        run(args)
+    except (UserError, BundleError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,313 @@
+"""What a campaign consists of: its sizes, its stages, and the command of every task."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from drafters.campaign_run import Task
+from drafters.checkpoint import SHIPPED
+from drafters.errors import UserError
+from drafters.kernels import OPERATIONS
+
+SHARES = {
+    "generate": 0.16,
+    "train": 0.22,
+    "traces": 0.15,
+    "latency": 0.22,
+    "bundle": 0.03,
+    "evaluate": 0.02,
+    "live": 0.15,
+    "kernels": 0.05,
+}
+"""Stages in order, and the share of the campaign's time that each may take."""
+
+TRAINED = {
+    "dspark": ("--drafter", "dspark"),
+    "dspark-rnn": ("--drafter", "dspark", "--head", "rnn"),
+    "dflash": ("--drafter", "dflash"),
+    "eagle3": ("--drafter", "eagle3"),
+    "mtp": ("--drafter", "mtp"),
+}
+LOOKUP = "ngram"
+DRAFTERS = (*TRAINED, LOOKUP)
+SHAPED = ("dspark-5L", "dflash-5L", "eagle3-1L", "mtp-1L")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How much of everything is recorded."""
+
+    minutes: float
+    """Of the whole campaign."""
+    train: tuple[str, ...]
+    """Options of ``drafters.generate`` for the training half."""
+    evaluate: tuple[str, ...]
+    """The same for the evaluation half, which traces are recorded on."""
+    training: tuple[str, ...]
+    """Options of ``drafters.train`` beside family and time."""
+    steps: int
+    """Training steps instead of minutes; 0: minutes."""
+    responses: int
+    """Responses that traces are recorded on, both temperatures together; 0: all."""
+    grid: str
+    shapes: tuple[str, ...]
+    """Architectures with random weights."""
+    shaped: tuple[str, ...]
+    live: tuple[str, ...]
+    """Options of ``drafters.campaign_live``."""
+    together: int
+    """Training and recording processes at once."""
+
+
+SIZES = {
+    ("small", "any"): Size(
+        minutes=20,
+        train=("--limit", "6", "--samples", "1", "--max-new", "24", "--slots", "16"),
+        evaluate=("--limit", "6", "--samples", "1", "--max-new", "24", "--slots", "16"),
+        training=("--batch", "2", "--anchors", "8", "--log-every", "5"),
+        steps=20,
+        responses=0,
+        grid="tiny",
+        shapes=("tiny",),
+        shaped=("dspark-2L", "eagle3-1L"),
+        live=(
+            "--policies", "none", "fixed-k", "vllm", "--concurrency", "1", "2",
+            "--least", "2", "--arrival-count", "3", "--max-new", "12",
+        ),
+        together=1,
+    ),
+    ("full", "cpu"): Size(
+        minutes=120,
+        train=("--samples", "2", "--slots", "128", "--tokens", "600000"),
+        evaluate=("--samples", "1", "--slots", "128", "--max-new", "192"),
+        training=("--batch", "2", "--lr", "1e-3"),
+        steps=0,
+        responses=0,
+        grid="cpu",
+        shapes=(),
+        shaped=(),
+        live=("--concurrency", "1", "4", "8", "16", "32", "--arrival-count", "40"),
+        together=1,
+    ),
+    ("full", "cuda"): Size(
+        minutes=25,
+        train=("--samples", "13", "--slots", "1024", "--tokens", "6000000"),
+        evaluate=("--samples", "2", "--slots", "1024", "--max-new", "256"),
+        training=("--batch", "16", "--lr", "1e-3", "--cache-gb", "12", "--layers", "2"),
+        steps=0,
+        responses=0,
+        grid="cuda",
+        shapes=("qwen3-4b", "qwen3-8b", "qwen3-14b"),
+        shaped=SHAPED,
+        live=("--concurrency", "1", "8", "32", "128", "256", "--arrival-count", "300"),
+        together=5,
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was asked for."""
+
+    out: Path
+    target: str
+    prompts: tuple[str, ...]
+    device: str
+    dtype: str
+    size: str
+    stages: tuple[str, ...]
+    arrivals: tuple[str, ...] = ()
+    total_minutes: float = 0.0
+    """0: the size's own."""
+
+    @property
+    def sized(self) -> Size:
+        kind = "any" if self.size == "small" else self.device.split(":")[0]
+        if (self.size, kind) not in SIZES:
+            raise UserError(f"--device {self.device}: a campaign runs on cpu or cuda")
+        return SIZES[self.size, kind]
+
+    def seconds(self, stage: str) -> float:
+        """Time of a stage."""
+        return 60 * (self.total_minutes or self.sized.minutes) * SHARES[stage]
+
+    def common(self) -> tuple[str, ...]:
+        return ("--target", self.target, "--device", self.device, "--dtype", self.dtype)
+
+    def bundle(self, drafter: str) -> Path:
+        """Folder of the traces of one drafter."""
+        return self.out / "bundles" / f"{Path(self.target).name}-{drafter}"
+
+    def source(self, drafter: str) -> str:
+        """Checkpoint of a drafter: the one trained here, else one that ships by this name."""
+        made = self.out / "drafters" / drafter
+        trained_here = "train" in self.stages or (made / "model.safetensors").exists()
+        if drafter == LOOKUP or (not trained_here and (SHIPPED / drafter).is_dir()):
+            return drafter
+        return str(made)
+
+
+def tasks(plan: Plan) -> list[Task]:
+    """The tasks of the chosen stages, in order."""
+    return [task for stage in plan.stages for task in STAGES[stage](plan)]
+
+
+def choose_stages(only: list[str], skip: list[str]) -> tuple[str, ...]:
+    """Stages to run; UserError for an unknown name or an empty choice."""
+    for name in (*only, *skip):
+        if name not in SHARES:
+            raise UserError(f"unknown stage {name!r}; known: {', '.join(SHARES)}")
+    chosen = tuple(s for s in SHARES if (not only or s in only) and s not in skip)
+    if not chosen:
+        raise UserError("no stage is left to run; give other --stages or --skip less")
+    return chosen
+
+
+def _generate(plan: Plan) -> list[Task]:
+    common = ("drafters.generate", *plan.common(), "--prompts", *plan.prompts)
+    options = {"eval": plan.sized.evaluate, "train": plan.sized.train}
+    share = {"eval": 0.25, "train": 0.75}
+    return [
+        Task(
+            "generate",
+            f"generate/{half}",
+            (*common, "--split", half, "--out", str(_responses(plan, half)), *options[half]),
+            share[half] * plan.seconds("generate"),
+            partial=True,
+        )
+        for half in ("eval", "train")
+    ]
+
+
+def _responses(plan: Plan, half: str) -> Path:
+    return plan.out / "responses" / f"{half}.jsonl"
+
+
+def _train(plan: Plan) -> list[Task]:
+    """Every family with the same data and the same time."""
+    seconds = plan.seconds("train") * min(plan.sized.together, len(TRAINED)) / len(TRAINED)
+    length = ("--minutes", f"{seconds / 60:.3f}")
+    if plan.sized.steps:
+        length = ("--steps", str(plan.sized.steps))
+    common = ("--target", plan.target, "--device", plan.device, "--save-minutes", "0.5")
+    data = ("--responses", str(_responses(plan, "train")))
+    return [
+        Task(
+            "train",
+            f"train/{name}",
+            (
+                "drafters.train", *family, *common, *data, *length, *plan.sized.training,
+                "--out", str(plan.out / "drafters" / name),
+            ),
+            seconds,
+        )
+        for name, family in TRAINED.items()
+    ]  # fmt: skip
+
+
+def _shards(plan: Plan, name: str) -> tuple[str, ...]:
+    return (
+        "--target", plan.target, "--device", plan.device,
+        "--responses", str(_responses(plan, "eval")), "--limit", str(plan.sized.responses),
+        "--shards", str(plan.out / "shards" / name),
+    )  # fmt: skip
+
+
+def _traces(plan: Plan) -> list[Task]:
+    seconds = plan.seconds("traces") * min(plan.sized.together, len(DRAFTERS)) / len(DRAFTERS)
+    return [
+        Task(
+            "traces",
+            f"traces/{name}",
+            (
+                "drafters.campaign_traces", "anchors", *_shards(plan, name),
+                "--drafter", plan.source(name), "--dtype", plan.dtype,
+                "--seconds", f"{seconds:.0f}",
+            ),
+            seconds,
+        )
+        for name in DRAFTERS
+    ]  # fmt: skip
+
+
+def _latency(plan: Plan) -> list[Task]:
+    """The target with its drafters, then each architecture with random weights."""
+    each = plan.seconds("latency") / (1 + len(plan.sized.shapes))
+    common = ("drafters.campaign_latency", "--device", plan.device, "--dtype", plan.dtype)
+    common += ("--grid", plan.sized.grid, "--seconds", f"{each:.0f}")
+    tables = plan.out / "steps"
+    named = [f"{name}={plan.source(name)}" for name in DRAFTERS]
+    own = ("--target", plan.target, "--tables", str(tables), "--drafters", *named)
+    made = [Task("latency", "latency/target", (*common, *own), each, alone=True)]
+    for shape in plan.sized.shapes:
+        pairs = [f"{shape}-{text}={text}" for text in plan.sized.shaped]
+        rest = ("--shape", shape, "--tables", str(tables), "--out", str(plan.out / "bundles"))
+        command = (*common, *rest, "--drafters", *pairs)
+        made.append(Task("latency", f"latency/{shape}", command, each, alone=True))
+    return made
+
+
+def _bundle(plan: Plan) -> list[Task]:
+    return [
+        Task(
+            "bundle",
+            f"bundle/{name}",
+            (
+                "drafters.campaign_traces", "bundle", *_shards(plan, name),
+                "--drafter-name", name, "--steps", str(plan.out / "steps" / f"{name}.parquet"),
+                "--out", str(plan.bundle(name)),
+            ),
+            plan.seconds("bundle") / len(DRAFTERS),
+        )
+        for name in DRAFTERS
+    ]  # fmt: skip
+
+
+def _evaluate(plan: Plan) -> list[Task]:
+    missing = "" if find_spec("plotly") else "plotly is not installed; evaluate the bundles later"
+    bundles = [str(plan.bundle(name)) for name in DRAFTERS]
+    command = ("drafters.evaluate", *bundles, "--out", str(plan.out / "evaluation"))
+    return [Task("evaluate", "evaluate", command, plan.seconds("evaluate"), not_here=missing)]
+
+
+def _live(plan: Plan) -> list[Task]:
+    seconds = plan.seconds("live")
+    arrivals = ("--arrivals", *plan.arrivals) if plan.arrivals else ()
+    command = (
+        "drafters.campaign_live", *plan.common(), "--prompts", *plan.prompts,
+        "--drafter", plan.source("dspark"), "--bundle", str(plan.bundle("dspark")),
+        "--out", str(plan.out / "live"), "--seconds", f"{seconds:.0f}",
+        "--seconds-per-run", f"{max(10.0, seconds / 12):.0f}", *plan.sized.live, *arrivals,
+    )  # fmt: skip
+    return [Task("live", "live", command, seconds, alone=True)]
+
+
+def _kernels(plan: Plan) -> list[Task]:
+    missing = "" if plan.device.startswith("cuda") else "kernels are timed on CUDA only"
+    if not missing and not torch.cuda.is_available():
+        missing = f"torch {torch.__version__} sees no CUDA device"
+    seconds = plan.seconds("kernels") / len(OPERATIONS)
+    out = ("--out", str(plan.out / "kernels.csv"))
+    return [
+        Task(
+            "kernels", f"kernels/{name}", ("drafters.kernels.bench", name, *out), seconds,
+            alone=True, not_here=missing,
+        )
+        for name in OPERATIONS
+    ]  # fmt: skip
+
+
+STAGES = {
+    "generate": _generate,
+    "train": _train,
+    "traces": _traces,
+    "latency": _latency,
+    "bundle": _bundle,
+    "evaluate": _evaluate,
+    "live": _live,
+    "kernels": _kernels,
+}

@@ -1,0 +1,175 @@
+"""Dense coupled traces in two verbs: ``python -m drafters.campaign_traces anchors | bundle``.
+
+``anchors`` drafts at every anchor of the responses of one file, in shards that are kept, until all
+are done or its time is spent; which responses come first does not depend on the drafter, so
+drafters that got equally far are compared on the same ones. ``bundle`` joins the shards with the
+step latencies measured apart, writes the bundle and calibrates it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+import drafters
+from drafters.calibrate import calibrate_bundle, write_calibration
+from drafters.campaign_latency import without_graphs, write_latency_bundles
+from drafters.errors import UserError
+from drafters.generate import whole_lines
+from drafters.provenance import measured
+from drafters.target import load_target
+from drafters.trace import _response_table, dense_anchors
+from gpu_traces.bundle import BundleError, read_bundle, write_bundle
+
+SHARD = 16  # responses in a file: what a kill can lose
+
+
+def read_responses(path: Path, limit: int = 0) -> list[dict[str, Any]]:
+    """Responses of over one token in the order of their prompts' hashes, at most ``limit``."""
+    rows = [json.loads(line) for line in whole_lines(path)]
+    kept = sorted((r for r in rows if len(r["response_tokens"]) > 1), key=lambda r: r["name"])
+    if not kept:
+        raise UserError(f"{path} holds no responses; run stage generate first")
+    return kept[:limit] if limit else kept
+
+
+def anchors(args: argparse.Namespace) -> None:
+    """Record shards until all are there or the time is spent."""
+    rows = read_responses(args.responses, args.limit)
+    target = load_target(args.target, getattr(torch, args.dtype), args.device)
+    drafter = drafters.load(args.drafter, target)
+    args.shards.mkdir(parents=True, exist_ok=True)
+    _write_json(args.shards / "drafter.json", {"source": args.drafter, "gamma": drafter.gamma})
+    started = time.monotonic()
+    for first in range(0, len(rows), SHARD):
+        path = args.shards / f"{first:06d}.npz"
+        if path.exists():
+            continue
+        if time.monotonic() - started > args.seconds:
+            print(f"{first} of {len(rows)} responses when the time was spent")
+            return
+        parts = []
+        for i, row in enumerate(rows[first : first + SHARD], first):
+            made = dense_anchors(target, drafter, row, args.seed)
+            parts.append(made | {"request_id": np.full(len(made["accepted"]), i)})
+        temporary = path.with_suffix(".tmp.npz")
+        np.savez(temporary, **{k: np.concatenate([p[k] for p in parts]) for k in parts[0]})
+        os.replace(temporary, path)
+    print(f"all {len(rows)} responses")
+
+
+def bundle(args: argparse.Namespace) -> None:
+    """Join shards and latencies; write, calibrate, and say what came out."""
+    shards = sorted(p for p in args.shards.glob("*.npz") if ".tmp" not in p.name)
+    if not shards:
+        raise UserError(f"{args.shards} holds no shards; run stage traces first")
+    made: dict[str, list[np.ndarray]] = {}
+    for path in shards:
+        with np.load(path) as stored:
+            for name in stored.files:
+                made.setdefault(name, []).append(stored[name])
+    columns = {name: np.concatenate(parts) for name, parts in made.items()}
+    rows = read_responses(args.responses, args.limit)
+    recorded = np.unique(columns["request_id"])
+    columns["request_id"] = np.searchsorted(recorded, columns["request_id"])
+    kept = [rows[i] for i in recorded]
+    tables = {"responses": _response_table(kept), "anchors": columns}
+    about = json.loads((args.shards / "drafter.json").read_text())
+    steps = _steps(args, about["gamma"])
+    if steps is not None:
+        tables["steps"] = without_graphs(steps)
+    manifest = measured(
+        args.out, args.target, about["source"], args.device, gamma=about["gamma"],
+        temperatures=tuple(sorted({float(r["temperature"]) for r in kept})),
+        domains=tuple(sorted({str(r["domain"]) for r in kept})),
+        command="python -m drafters.campaign_traces " + " ".join(args.command_line),
+        seed=args.seed, notes="dense coupled traces; latencies measured apart, nothing beside them",
+    )  # fmt: skip
+    named = args.drafter_name or Path(about["source"]).name
+    write_bundle(args.out, replace(manifest, drafter=named), tables, force=True)
+    _calibrate(args.out)
+    print(f"wrote {args.out}: {len(kept)} responses, {len(columns['accepted'])} anchors")
+
+
+def _steps(args: argparse.Namespace, gamma: int) -> pd.DataFrame | None:
+    """The latency table, if it was measured; its graph part becomes a bundle of its own."""
+    if not args.steps.exists():
+        print(f"no latencies in {args.steps}; the bundle has anchors only", file=sys.stderr)
+        return None
+    steps = pd.read_parquet(args.steps)
+    if steps["graph"].any():
+        beside = argparse.Namespace(**{**vars(args), "shape": "", "out": args.out.parent})
+        write_latency_bundles(beside, args.out.name, args.drafter_name, gamma, steps)
+    return steps
+
+
+def _calibrate(folder: Path) -> None:
+    """Put sts+bias into the manifest; too few responses leave the bundle as it is."""
+    try:
+        fitted, _, _ = calibrate_bundle(read_bundle(folder))
+    except UserError as error:
+        print(f"not calibrated: {error}", file=sys.stderr)
+        return
+    write_calibration(read_bundle(folder), fitted["sts+bias"])
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(value))
+    os.replace(temporary, path)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Options of both verbs."""
+    made = argparse.ArgumentParser(
+        prog="python -m drafters.campaign_traces",
+        description=__doc__.partition("\n\n")[2],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verbs = made.add_subparsers(dest="verb", required=True)
+    for name, work in (("anchors", anchors), ("bundle", bundle)):
+        verb = verbs.add_parser(name, help=(work.__doc__ or "").splitlines()[0])
+        verb.set_defaults(work=work)
+        add = verb.add_argument
+        add("--target", default="smollm2-135m", help="fetched name, local folder or hub id")
+        add("--responses", type=Path, required=True, help="JSONL of drafters.generate")
+        add("--shards", type=Path, required=True, help="folder of the shards")
+        add("--limit", type=int, default=0, help="responses at most; 0: all")
+        add("--device", default="cpu", help="torch device")
+        add("--seed", type=int, default=0, help="seed of every draw")
+        if name == "anchors":
+            add("--drafter", required=True, help="checkpoint folder, shipped name or 'ngram'")
+            add("--seconds", type=float, default=1e9, help="start no shard after so long")
+            add("--dtype", choices=("float32", "bfloat16"), default="float32", help="precision")
+        else:
+            add("--drafter-name", default="", help="name in the manifest; empty: the folder's")
+            add("--steps", type=Path, required=True, help="Parquet of drafters.campaign_latency")
+            add("--out", type=Path, required=True, help="bundle folder")
+    return made
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code 0, or 2 after one line on stderr."""
+    argv = sys.argv[1:] if argv is None else argv
+    args = parser().parse_args(argv)
+    args.command_line = argv
+    try:
+        args.work(args)
+    except (UserError, BundleError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
