@@ -109,8 +109,8 @@ def test_identical_requests_can_be_swapped() -> None:
 def test_an_answer_of_any_length_replays_the_same_anchors() -> None:
     """Beyond its end a response goes on with the next of its domain, whatever the policy.
 
-    k = 7 takes 2 rounds for the 3 anchors of the one response and 2 for the 4 of the other; 39 tokens
-    are 5 such cycles, the first response once more, and 1 token.
+    k = 7 takes 2 rounds for the 3 anchors of the one response and 2 for the 4 of the other; 39
+    tokens are 5 such cycles, the first response once more, and 1 token.
     """
     traces = traces_of([[1, 0, 0], [0, 2, 0, 0]])
     work = workload_of(traces, [0.0], 3, 40)
