@@ -12,12 +12,14 @@ from numba import njit
 
 from policies.base import Floats, Ints, VerifyState
 
-WINDOW_BLOCKS = 16.0
+WINDOW_BLOCKS = 32.0
 """Blocks of a request that its running means remember."""
-PRIOR_BLOCKS = 8.0
+PRIOR_BLOCKS = 4.0
 """Blocks of evidence that the domain's mean counts for."""
 DOMAIN_BLOCKS = 1000.0
 """Blocks of a domain that its running mean remembers."""
+PACE_STEPS = 1000
+"""Steps that the mean pace remembers."""
 FIRST_SURVIVAL = 0.7
 """Survival per position before anything was seen: hopeful, so that drafting starts."""
 
@@ -84,7 +86,8 @@ def _expected(
 class DraftWorth:
     """Running means of tokens gained and verified per draft position, by request and domain.
 
-    ``mean_pace``: tokens per request and step. By slot: ``pace``, the same of one request; ``missed``, tokens made since the request last drafted.
+    ``mean_pace``: tokens per request and step. By slot: ``pace``, the same of one request;
+    ``missed``, tokens made since the request last drafted.
     """
 
     def __init__(self, gamma: int) -> None:
@@ -93,6 +96,7 @@ class DraftWorth:
         self.pace = np.zeros(0)
         self.missed: Ints = np.zeros(0, dtype=np.int64)
         self.mean_pace = 1.0
+        self._steps = 0
         self._blocks = np.zeros(0)
         self._worth = np.zeros((0, gamma, 2))
         self._domain_blocks = np.zeros(0)
@@ -121,7 +125,8 @@ class DraftWorth:
         self, state: VerifyState, survival: Floats, weights: Floats, bar: float, tokens: Ints
     ) -> None:
         """Fold in a step: survivals, weights, the bar they were held to, the tokens [R] made."""
-        self.mean_pace += (float(tokens.mean()) - self.mean_pace) / DOMAIN_BLOCKS
+        self._steps = min(self._steps + 1, PACE_STEPS)
+        self.mean_pace += (float(tokens.mean()) - self.mean_pace) / self._steps
         _learn(
             survival,
             weights,
