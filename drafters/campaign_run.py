@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 GRACE = 2.5  # a task is given up when it has used this many times its budget
-START_UP_S = 60.0  # which it has before its budget counts: imports, models, compilation
+START_UP_S = 120.0  # which it has before its budget counts: imports, models, compilation
 STOP_S = 20.0  # from asking a command to stop to killing it
 ENDED = ("done", "enough", "given up", "not here")
 

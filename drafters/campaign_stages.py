@@ -65,7 +65,7 @@ class Size:
 
 SIZES = {
     ("small", "any"): Size(
-        minutes=20,
+        minutes=30,
         train=("--limit", "6", "--samples", "1", "--max-new", "24", "--slots", "16"),
         evaluate=("--limit", "6", "--samples", "1", "--max-new", "24", "--slots", "16"),
         training=("--batch", "2", "--anchors", "8", "--log-every", "5"),
@@ -143,12 +143,13 @@ class Plan:
         return self.out / "bundles" / f"{Path(self.target).name}-{drafter}"
 
     def source(self, drafter: str) -> str:
-        """Checkpoint of a drafter: the one trained here, else one that ships by this name."""
+        """Checkpoint of a drafter: the one trained here, else one that ships for the target."""
         made = self.out / "drafters" / drafter
+        shipped = f"{drafter}-{Path(self.target).name}"
         trained_here = "train" in self.stages or (made / "model.safetensors").exists()
-        if drafter == LOOKUP or (not trained_here and (SHIPPED / drafter).is_dir()):
+        if drafter == LOOKUP:
             return drafter
-        return str(made)
+        return shipped if not trained_here and (SHIPPED / shipped).is_dir() else str(made)
 
 
 def tasks(plan: Plan) -> list[Task]:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from drafters.checkpoint import find
+from drafters.shapes import DRAFTER_SHAPE
 from drafters.target import resolve
 from gpu_traces.manifest import Manifest
 
@@ -22,6 +23,7 @@ def measured(
 ) -> Manifest:
     """A manifest of kind ``measured``; ``rest`` are its further fields, at least ``gamma``,
     ``command`` and ``seed``. ``hardware`` empty: detected."""
+    has_weights = drafter not in ("", "ngram") and not DRAFTER_SHAPE.fullmatch(drafter)
     return Manifest(
         name=out.name,
         kind="measured",
@@ -31,7 +33,7 @@ def measured(
         target=target,
         target_sha256=weights_hash(Path(resolve(target))),
         drafter=Path(drafter).name,
-        drafter_sha256=weights_hash(find(drafter)) if drafter not in ("", "ngram") else "",
+        drafter_sha256=weights_hash(find(drafter)) if has_weights else "",
         versions={p: version(p) for p in ("torch", "transformers", "numpy")},
         commit=git_commit(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -61,8 +63,9 @@ def hardware_name(device: str) -> str:
 
 
 def driver_version(device: str) -> str:
+    """The NVIDIA driver; empty off CUDA."""
     if not device.startswith("cuda"):
-        return platform.release()
+        return ""
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     return subprocess.run(query, capture_output=True, text=True).stdout.strip()
 

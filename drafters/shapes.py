@@ -19,6 +19,7 @@ from drafters.target import Target
 
 M = TypeVar("M", bound=nn.Module)
 GAMMA = 7
+DRAFTER_SHAPE = re.compile(r"(\w+)-(\d+)L")
 MARKOV_RANK = 256
 
 
@@ -49,7 +50,7 @@ def random_drafter(text: str, target: Target) -> Drafter:
 
     It shares the target's embeddings. UserError for an unknown family.
     """
-    match = re.fullmatch(r"(\w+)-(\d+)L", text)
+    match = DRAFTER_SHAPE.fullmatch(text)
     if not match or match[1] not in FAMILIES:
         raise UserError(
             f"drafter shape {text!r} must be family-layersL, as dspark-5L; families: "

@@ -21,5 +21,6 @@ def calibrate(
     logit = np.log(c / (1 - c))
     logit /= np.asarray(scales, dtype=np.float32)
     logit += np.asarray(bias, dtype=np.float32)
-    grid: npt.NDArray[np.float32] = (1 / (1 + np.exp(-logit))).astype(np.float16).astype(np.float32)
+    odds = np.exp(np.minimum(-logit, 80))  # exp(80) is still a float32, and its inverse is 0
+    grid: npt.NDArray[np.float32] = (1 / (1 + odds)).astype(np.float16).astype(np.float32)
     return grid
