@@ -81,7 +81,7 @@ class BlockDrafter(DraftModule):
         draw: Draw,
     ) -> Proposal:
         """See ``drafters.base.Drafter``; drafts a full block and returns its first gamma."""
-        hidden = self._block_hidden(state, anchors, positions)[:, :gamma]
+        hidden = self._block_hidden(state, anchors, positions)[:, :gamma].contiguous()
         base = self.lm_head(hidden).float()
         return self.sequential(base, hidden, anchors, draw)
 
