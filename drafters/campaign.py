@@ -165,7 +165,7 @@ def verb_parser() -> argparse.ArgumentParser:
         if name == "split":
             add("--target", default="smollm2-135m", help="name known to drafters.fetch")
         if name in ("split", "pack"):
-            mib = 45.0 if name == "split" else 15.0
+            mib = 33.0 if name == "split" else 15.0
             add("--part-mib", type=float, default=mib, help=f"part size, MiB (default {mib:g})")
         if name == "pack":
             add("--everything", action="store_true", help="responses and shards too")

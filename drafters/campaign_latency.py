@@ -101,7 +101,7 @@ class Band(Profiler):
         def forward() -> None:
             kept["hidden"] = runner.target.ragged(batch, runner.cache, runner.feature_layers).hidden
 
-        replay, proposal = captured(forward), None
+        replay, proposal = _graph(forward), None
         if width > 1:
             drafts = torch.zeros(cell.requests, width - 1, dtype=torch.long, device=runner.device)
             proposal = Proposal(drafts, self.logits[: cell.requests, : width - 1], None)
@@ -128,7 +128,7 @@ class Band(Profiler):
             drafter.extend(state, tokens, features, positions, slots)
             drafter.propose(state, tokens[:, 0], anchors, cell.draft_length, greedy)
 
-        return captured(draft)
+        return _graph(draft)
 
 
 @torch.no_grad()
@@ -158,6 +158,12 @@ def measure_pair(
             torch.cuda.empty_cache()
     made = pd.DataFrame(rows)
     return made if shared is None else pd.concat([shared, made], ignore_index=True)
+
+
+def _graph(call: Callable[[], None]) -> Callable[[], None]:
+    """Replay of ``call``, captured when all that it reads has been written."""
+    torch.cuda.synchronize()
+    return captured(call)
 
 
 def _capturable(cell: Cell, drafter: Drafter | None) -> bool:
@@ -211,19 +217,25 @@ def write_latency_bundles(
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measure every drafter whose table is not there yet."""
+    """Measure every drafter whose table is not there yet; one that cannot be loaded is told of at
+    the end."""
     dtype = getattr(torch, args.dtype)
     if args.shape:
         target = random_target(args.shape, dtype, args.device)
     else:
         target = load_target(args.target, dtype, args.device)
     shared: pd.DataFrame | None = None
+    troubles = []
     for text in args.drafters:
         name, _, source = text.partition("=")
         path = args.tables / f"{name}.parquet"
         if not path.exists():
             make = random_drafter if args.shape else drafters.load
-            drafter = make(source, target)
+            try:
+                drafter = make(source, target)
+            except UserError as error:
+                troubles.append(str(error))
+                continue
             seconds = args.seconds / len(args.drafters)
             steps = measure_pair(target, drafter, BANDS[args.grid], seconds, shared)
             if args.shape:
@@ -233,6 +245,8 @@ def run(args: argparse.Namespace) -> None:
         steps = pd.read_parquet(path)
         shared = steps[steps["mode"].isin(TARGET_MODES)]
         print(f"{name}: {len(steps)} samples")
+    if troubles:
+        raise UserError("; ".join(troubles))
 
 
 def parser() -> argparse.ArgumentParser:

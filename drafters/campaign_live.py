@@ -32,7 +32,7 @@ from drafters.policy_choice import Choice, choose
 from drafters.prompts import Prompt, load_prompts
 from drafters.target import Target, encode_chat, load_target, load_tokenizer, stop_tokens
 from drafters.traffic import make_requests, read_arrivals
-from gpu_traces.bundle import BundleError, read_bundle
+from gpu_traces.bundle import BundleError, find_bundle, read_bundle
 
 POLICIES = ("none", "fixed-k", "fixed-k:k=3", "threshold", "confidence", "vllm", "goodput")
 LOAD = 0.6  # of the closed loop's request rate
@@ -160,6 +160,7 @@ def _rate(folder: Path) -> float:
 def run(args: argparse.Namespace) -> None:
     """All cells, closed loops first; the time left is looked at before each."""
     started, live = time.monotonic(), None
+    find_bundle(args.bundle)  # before anything is loaded
     closed = [Cell(p, c) for c in args.concurrency for p in args.policies]
     middle = sorted(args.concurrency)[len(args.concurrency) // 2]
     reference = Cell(args.policies[1] if len(args.policies) > 1 else args.policies[0], middle)

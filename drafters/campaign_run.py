@@ -6,6 +6,7 @@ it is replaced after every change, so a campaign killed at any moment goes on wi
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -17,8 +18,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 GRACE = 2.5  # a task is given up when it has used this many times its budget
-START_UP_S = 120.0  # which it has before its budget counts: imports, models, compilation
+START_UP_S = 120.0  # and what it has before its budget counts: imports, models, compilation
+LOADING_S = 30.0  # the same for a task that is only stopped, never given up
 STOP_S = 20.0  # from asking a command to stop to killing it
+_LIBC = ctypes.CDLL(None)
+_SET_DEATH_SIGNAL = 1
 ENDED = ("done", "enough", "given up", "not here")
 
 
@@ -29,7 +33,8 @@ class Task:
     stage: str
     name: str
     command: tuple[str, ...]
-    """Arguments of ``python -m``."""
+    """Arguments of ``python -m``; one that ends in ``*`` stands for the trace bundles that it
+    matches when the task starts."""
     budget_s: float
     partial: bool = False
     """Whether what it has written when its budget is spent is a result (it then ends there)."""
@@ -155,7 +160,7 @@ class Campaign:
         log = self.folder / "logs" / f"{task.name.replace('/', '-')}.log"
         with log.open("ab") as out:
             process = subprocess.Popen(
-                [sys.executable, "-m", *task.command],
+                [sys.executable, "-m", *expanded(task.command)],
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 preexec_fn=_die_with_parent if sys.platform == "linux" else None,
@@ -165,7 +170,9 @@ class Campaign:
 
     def _look_after(self, running: Running) -> None:
         task, code = running.task, running.process.poll()
-        allowed_s = START_UP_S + task.budget_s * (1.0 if task.partial else GRACE)
+        allowed_s = START_UP_S + GRACE * task.budget_s
+        if task.partial:
+            allowed_s = LOADING_S + task.budget_s
         if code is not None:
             self._end(running, "done" if code == 0 else "failed", self._last_line(task))
         elif running.spent_s > allowed_s:
@@ -208,12 +215,21 @@ class Campaign:
         print(text, file=sys.stderr, flush=True)
 
 
+def expanded(command: Sequence[str]) -> list[str]:
+    """The arguments with each ``FOLDER/PREFIX*`` replaced by the trace bundles that it matches."""
+    made: list[str] = []
+    for word in command:
+        if not word.endswith("*"):
+            made.append(word)
+            continue
+        found = sorted(Path(word).parent.glob(Path(word).name))
+        made += [str(path) for path in found if (path / "anchors.parquet").exists()] or [word]
+    return made
+
+
 def _die_with_parent() -> None:
     """Let the kernel kill this process when the campaign dies, however that happens."""
-    import ctypes
-
-    set_death_signal = 1
-    ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
+    _LIBC.prctl(_SET_DEATH_SIGNAL, signal.SIGKILL)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -66,8 +66,8 @@ class Size:
 SIZES = {
     ("small", "any"): Size(
         minutes=30,
-        train=("--limit", "6", "--samples", "1", "--max-new", "24", "--slots", "16"),
-        evaluate=("--limit", "6", "--samples", "1", "--max-new", "24", "--slots", "16"),
+        train=("--limit", "10", "--samples", "1", "--max-new", "24", "--slots", "16"),
+        evaluate=("--limit", "10", "--samples", "1", "--max-new", "24", "--slots", "16"),
         training=("--batch", "2", "--anchors", "8", "--log-every", "5"),
         steps=20,
         responses=0,
@@ -270,8 +270,7 @@ def _bundle(plan: Plan) -> list[Task]:
 
 def _evaluate(plan: Plan) -> list[Task]:
     missing = "" if find_spec("plotly") else "plotly is not installed; evaluate the bundles later"
-    bundles = [str(plan.bundle(name)) for name in DRAFTERS]
-    command = ("drafters.evaluate", *bundles, "--out", str(plan.out / "evaluation"))
+    command = ("drafters.evaluate", f"{plan.bundle('')}*", "--out", str(plan.out / "evaluation"))
     return [Task("evaluate", "evaluate", command, plan.seconds("evaluate"), not_here=missing)]
 
 

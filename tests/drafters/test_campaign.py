@@ -57,7 +57,8 @@ def plan_of(inputs: Path, out: Path, stages: tuple[str, ...]) -> Plan:
 
 def run_here(task: Task) -> int:
     """The task's command in this process (in one of its own it takes seconds to import)."""
-    code: int = importlib.import_module(task.command[0]).main(list(task.command[1:]))
+    module, *argv = campaign_run.expanded(task.command)
+    code: int = importlib.import_module(module).main(argv)
     return code
 
 
@@ -215,6 +216,7 @@ def test_time_of_a_task_is_limited_and_partial_results_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(campaign_run, "START_UP_S", 0.0)
+    monkeypatch.setattr(campaign_run, "LOADING_S", 0.0)
     sleep = "import time; time.sleep(60)"
     made = [
         task("kept", sleep, budget_s=0.3, partial=True),
