@@ -3,6 +3,9 @@
 import importlib
 import json
 import re
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,6 +36,7 @@ from gpu_traces.bundle import read_bundle
 from tests.drafters.live import WORDS, save_model, save_tokenizer
 
 PROMPTS = 24
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -210,6 +214,27 @@ def test_a_killed_campaign_goes_on_where_it_was(tmp_path: Path) -> None:
     resumed = Campaign(made, tmp_path / "out", seconds=60)
     assert resumed.run()
     assert (tmp_path / "a").read_text() == (tmp_path / "b").read_text() == "x"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux tells a process that its parent died")
+def test_nothing_runs_on_after_the_campaign_is_killed(tmp_path: Path) -> None:
+    beat = tmp_path / "beat"
+    forever = f"import time\nwhile True: {mark(beat)}; time.sleep(.02)"
+    script = (
+        "from drafters.campaign_run import Campaign, Task\n"
+        f"t = Task('s', 't', ('timeit', '-n', '1', '-r', '1', {forever!r}), 60.0)\n"
+        f"from pathlib import Path; Campaign([t], Path({str(tmp_path)!r}), 60).run()"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT)
+    while not beat.exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    time.sleep(0.3)
+    size = beat.stat().st_size
+    time.sleep(0.3)
+    assert beat.stat().st_size == size
 
 
 def test_time_of_a_task_is_limited_and_partial_results_are_kept(
