@@ -79,9 +79,9 @@ def _origin(stored: PolicyFile | None) -> str:
 def _from_file(stored: PolicyFile, path: str, drafter: Drafter | None) -> Choice:
     if drafter is not None and stored.gamma != drafter.gamma:
         raise UserError(f"{path} is for gamma {stored.gamma}, the drafter has {drafter.gamma}")
-    scales, none = stored.temperatures, (0.0,) * stored.gamma
-    fitted = Calibration(0.0, "sts", scales, none)
-    calibration = () if set(scales) <= {1.0} else (fitted,)
+    calibration = tuple(
+        Calibration(e.temperature, "sts+bias", e.scales, e.bias) for e in stored.calibration
+    )
     return Choice(stored.make(), stored.cost, f"policy file {path}", calibration)
 
 

@@ -94,10 +94,15 @@ def additive_lookup_s(table: Json, requests: int, drafts: Floats) -> Floats:
 
 
 def sts_file(exported: PolicyFile) -> Json:
-    """SGLang's calibration file."""
+    """SGLang's calibration file, for the highest sampling temperature: it knows no bias."""
+    entries = sorted(exported.calibration, key=lambda entry: entry.temperature)
+    if any(b != 0 for entry in entries[-1:] for b in entry.bias):
+        raise ValueError(
+            "SGLang reads calibration without bias; calibrate the bundle with --method sts first"
+        )
     fit = exported.provenance.get("calibration", {})
     return {
-        "temperatures": list(exported.temperatures),
+        "temperatures": list(entries[-1].scales) if entries else [1.0] * exported.gamma,
         "dataset": str(fit.get("dataset", "unknown")),
         "num_samples": int(fit.get("num_samples", 0)),
         "ece_before": list(fit.get("ece_before", [])),

@@ -1,7 +1,7 @@
 """The policy file: what a simulation chose, in the form that a live loop loads.
 
-``policy.json`` holds the policy's name and parameters, gamma, the calibration temperatures, the
-cost table it decides by (compact points that give the dense table back exactly) and provenance.
+``policy.json`` holds the policy's name and parameters, gamma, the confidences' calibration, the cost
+table it decides by (compact points that give the dense table back exactly) and provenance.
 ``python -m policies.export policy.json --engine sglang --out DIR`` writes what a real engine loads
 (``policies.engines``).
 """
@@ -26,23 +26,36 @@ KIND = "dspark-lab policy"
 
 
 @dataclass(frozen=True)
+class Calibrated:
+    """Confidences read as sigmoid(logit(c) / scales + bias) at one sampling temperature."""
+
+    temperature: float
+    scales: tuple[float, ...]
+    """[gamma] > 0"""
+    bias: tuple[float, ...]
+    """[gamma]"""
+
+
+@dataclass(frozen=True)
 class PolicyFile:
-    """One exported policy; ``temperatures`` [gamma] divide the confidence logits (1: none)."""
+    """One exported policy; ``calibration`` has an entry per sampling temperature (none: raw)."""
 
     policy: str
     parameters: dict[str, Any]
     gamma: int
     cost: CostTable
-    temperatures: tuple[float, ...]
+    calibration: tuple[Calibrated, ...] = ()
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if get(self.policy).analysis_only:  # type: ignore[attr-defined]
             raise ValueError(f"policy {self.policy!r} is for analysis only and can't be exported")
-        if len(self.temperatures) != self.gamma or not all(t > 0 for t in self.temperatures):
-            raise ValueError(
-                f"calibration needs {self.gamma} temperatures > 0, got {list(self.temperatures)}"
-            )
+        for entry in self.calibration:
+            if not len(entry.scales) == len(entry.bias) == self.gamma or min(entry.scales) <= 0:
+                raise ValueError(
+                    f"calibration at temperature {entry.temperature} needs {self.gamma} scales > 0"
+                    f" and biases, got {list(entry.scales)} and {list(entry.bias)}"
+                )
         if self.cost.gamma != self.gamma:
             raise ValueError(f"cost table is for gamma={self.cost.gamma}, policy for {self.gamma}")
         create(self.policy, self.gamma, **self.parameters)
@@ -102,6 +115,11 @@ def cost_from_json(data: dict[str, Any]) -> CostTable:
     return CostTable(_curve(data["draft"]), _curve(data["verify"]), tiers=tiers, **scalars)
 
 
+def _calibrated(entry: dict[str, Any]) -> Calibrated:
+    scales, bias = (tuple(float(x) for x in entry[key]) for key in ("scales", "bias"))
+    return Calibrated(float(entry["temperature"]), scales, bias)
+
+
 def write_policy(path: Path, exported: PolicyFile) -> None:
     """Write ``policy.json``; nothing appears under ``path`` until it is complete."""
     document = {
@@ -110,7 +128,7 @@ def write_policy(path: Path, exported: PolicyFile) -> None:
         "policy": exported.policy,
         "parameters": exported.config(),
         "gamma": exported.gamma,
-        "temperatures": list(exported.temperatures),
+        "calibration": [asdict(entry) for entry in exported.calibration],
         "cost": cost_to_json(exported.cost),
         "provenance": exported.provenance,
     }
@@ -144,7 +162,7 @@ def read_policy(path: Path) -> PolicyFile:
             parameters=document["parameters"],
             gamma=document["gamma"],
             cost=cost_from_json(document["cost"]),
-            temperatures=tuple(float(t) for t in document["temperatures"]),
+            calibration=tuple(_calibrated(entry) for entry in document["calibration"]),
             provenance=document["provenance"],
         )
     except KeyError as error:

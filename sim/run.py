@@ -158,7 +158,7 @@ def _export(
             parameters=parameters,
             gamma=gamma,
             cost=world.latency.cost_table(rule),
-            temperatures=world.temperatures or (1.0,) * gamma,
+            calibration=world.calibration,
             provenance={key: document[key] for key in keys}
             | {"bundle_sha256": world.hashes, "seed": document["seed"]}
             | {"simulated": gains, "paired": document["paired"], "run": document["run"]},

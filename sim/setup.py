@@ -15,6 +15,7 @@ from gpu_traces.latency import LatencyModel
 from gpu_traces.published import published_latency, published_traces
 from gpu_traces.schema import AcceptanceTraces
 from policies import registry
+from policies.export import Calibrated
 from sim.binding import bind
 from sim.capacity import LOADS, RECORDED, capacity_rps
 from sim.importers import load
@@ -47,8 +48,8 @@ class Setup:
     seed: int
     hashes: dict[str, str]
     """Bundle file -> SHA-256 of what was read."""
-    temperatures: tuple[float, ...] = ()
-    """[gamma] calibration temperatures of the confidences; empty: used as recorded."""
+    calibration: tuple[Calibrated, ...] = ()
+    """The confidences' calibration per sampling temperature; empty: used as recorded."""
     method: Method = "time_scale"
     """How a scenario or file is brought to another rate."""
     slos: Slos = DEFAULTS
@@ -104,14 +105,16 @@ def build(args: argparse.Namespace) -> Setup:
     """Load and check what the options name; raises ValueError with one line."""
     bundle: Bundle | None = None
     hashes: dict[str, str]
-    scales: tuple[float, ...]
+    calibration: tuple[Calibrated, ...] = ()
     if args.bundle.startswith(PUBLISHED):
         traces = published_traces(args.bundle.removeprefix(PUBLISHED))
-        name, hashes, scales = args.bundle, {}, ()
+        name, hashes = args.bundle, {}
     else:
         bundle = read_bundle(args.bundle or default_bundle(), args.temperature)
         traces, name = bundle.traces, bundle.name
-        scales = _scales(bundle, args.temperature)
+        calibration = tuple(
+            Calibrated(e.temperature, e.scales, e.bias) for e in bundle.manifest.calibration
+        )
         hashes = {file: info.sha256 for file, info in bundle.manifest.files.items()}
     latency = load_latency(args.latency, bundle, traces.gamma)
     config = _config(args, traces, latency)
@@ -127,21 +130,13 @@ def build(args: argparse.Namespace) -> Setup:
         requests=args.requests,
         seed=args.seed,
         hashes=hashes,
-        temperatures=scales,
+        calibration=calibration,
         method=args.rate_method,
         slos=args.slo,
     )
     if made.closed and not args.concurrency:
         raise ValueError(f"--scenario {made.scenario} is a closed loop; give --concurrency USERS")
     return made
-
-
-def _scales(bundle: Bundle, temperature: float | None) -> tuple[float, ...]:
-    """Calibration scales at a sampling temperature; unset: the highest one recorded."""
-    entries = bundle.manifest.calibration
-    if temperature is not None:
-        entries = tuple(e for e in entries if abs(e.temperature - temperature) < 1e-6)
-    return max(entries, key=lambda e: e.temperature).scales if entries else ()
 
 
 def load_latency(name: str, acceptance: Bundle | None, gamma: int) -> LatencyModel:

@@ -9,7 +9,14 @@ import pytest
 
 from policies import engines
 from policies.cost import CostTable, densify
-from policies.export import PolicyFile, breakpoints, main, read_policy, write_policy
+from policies.export import (
+    Calibrated,
+    PolicyFile,
+    breakpoints,
+    main,
+    read_policy,
+    write_policy,
+)
 from policies.registry import get, names
 
 GAMMA = 7
@@ -25,9 +32,13 @@ def stairs() -> CostTable:
 
 
 def exported(name: str, **parameters: object) -> PolicyFile:
-    """A policy file with unequal temperatures."""
-    temperatures = tuple(1.0 + 0.1 * k for k in range(GAMMA))
-    return PolicyFile(name, parameters, GAMMA, stairs(), temperatures, {"command": "test"})
+    """A policy file calibrated with unequal scales, at T = 0 with a bias."""
+    scales = tuple(1.0 + 0.1 * k for k in range(GAMMA))
+    calibration = (
+        Calibrated(0.0, scales, (0.5,) * GAMMA),
+        Calibrated(1.0, scales, (0.0,) * GAMMA),
+    )
+    return PolicyFile(name, parameters, GAMMA, stairs(), calibration, {"command": "test"})
 
 
 @pytest.mark.parametrize("name", EXPORTABLE)
@@ -37,7 +48,7 @@ def test_round_trip(name: str, tmp_path) -> None:
     back = read_policy(tmp_path / "policy.json")
     assert back.policy == name
     assert back.parameters == exported(name).config()
-    assert back.temperatures == exported(name).temperatures
+    assert back.calibration == exported(name).calibration
     assert back.provenance == {"command": "test"}
     np.testing.assert_allclose(back.cost.verify_s, stairs().verify_s, rtol=1e-12)
     np.testing.assert_allclose(back.cost.draft_s, stairs().draft_s, rtol=1e-12)
@@ -73,10 +84,10 @@ def test_analysis_only_is_refused(name: str) -> None:
         ({"policy": "oracle"}, "analysis only"),
         ({"parameters": {"lag": "two"}}, "lag='two' must be of type int"),
         ({"parameters": {"speed": 2}}, "has no parameter 'speed'"),
-        ({"gamma": 5}, "needs 5 temperatures"),
-        ({"temperatures": [1.0] * 6 + [0.0]}, "temperatures > 0"),
+        ({"gamma": 5}, "needs 5 scales"),
+        ({"calibration": [{"temperature": 1, "scales": [0.0] * 7, "bias": [0] * 7}]}, "scales > 0"),
         ({"cost": {}}, "has no field"),
-        ({"temperatures": None}, "policy.json"),
+        ({"calibration": [{}]}, "policy.json"),
     ],
 )
 def test_a_bad_file_gets_one_clear_line(change: dict, message: str, tmp_path) -> None:
@@ -156,7 +167,7 @@ def test_vllm_configs() -> None:
 def test_sglang_calibration_and_adaptive_files() -> None:
     """STS temperatures go through unchanged; the adaptive file is keyed by batch size."""
     sts = engines.to_sglang(exported("sglang"))["sts.json"]
-    assert sts["temperatures"] == list(exported("sglang").temperatures)
+    assert sts["temperatures"] == list(exported("sglang").calibration[1].scales)
     rules = engines.to_sglang(exported("sglang-adaptive"))["speculative_adaptive_config.json"]
     assert rules["1"] == {"candidate_steps": [1, 3, 5, 7], "down_hysteresis": -0.25}
     assert rules["64"]["candidate_steps"] == [0]
@@ -190,3 +201,11 @@ def test_command(tmp_path, capsys) -> None:
     assert error.startswith("error: policy 'goodput' has no form")
     assert error.count("\n") == 1
     assert not (tmp_path / "out" / "speculative_config.json").exists()
+
+
+def test_sglang_refuses_a_bias() -> None:
+    """Its file has no place for one; dropping it silently would shift every decision."""
+    one = Calibrated(1.0, (1.0,) * GAMMA, (0.1,) * GAMMA)
+    biased = PolicyFile("sglang", {}, GAMMA, stairs(), (one,))
+    with pytest.raises(ValueError, match="--method sts"):
+        engines.sts_file(biased)
