@@ -1,7 +1,7 @@
 """The policy file: what a simulation chose, in the form that a live loop loads.
 
-``policy.json`` holds the policy's name and parameters, gamma, the confidences' calibration, the cost
-table it decides by (compact points that give the dense table back exactly) and provenance.
+``policy.json`` holds the policy's name and parameters, gamma, the confidences' calibration, the
+cost table it decides by (compact points that give the dense table back exactly) and provenance.
 ``python -m policies.export policy.json --engine sglang --out DIR`` writes what a real engine loads
 (``policies.engines``).
 """
