@@ -64,6 +64,13 @@ def _e2e_s(requests: pd.DataFrame) -> Floats:
     return (requests["finish_s"] - requests["arrival_s"]).to_numpy(dtype=np.float64)
 
 
+def change(difference_s: float) -> str:
+    """A signed difference of times, in seconds or milliseconds."""
+    if abs(difference_s) >= 1:
+        return f"{difference_s:+,.2f} s"
+    return f"{difference_s * 1e3:+.2f} ms"
+
+
 def paired_lines(table: list[dict[str, Any]]) -> list[str]:
     """The table as sentences."""
     names = {"e2e_s": "E2E", "tpot_s": "TPOT"}
@@ -71,10 +78,10 @@ def paired_lines(table: list[dict[str, Any]]) -> list[str]:
     for row in table:
         head = f"{row['policy']} against {row['against']}, mean {names[row['metric']]} in pairs: "
         if row["low"] is None:
-            lines.append(f"{head}{row['mean'] * 1e3:+.3f} ms, too few requests for an interval")
+            lines.append(f"{head}{change(row['mean'])}, too few requests for an interval")
         elif row["shown"]:
-            low, high = row["low"] * 1e3, row["high"] * 1e3
-            lines.append(f"{head}{row['mean'] * 1e3:+.3f} ms (95 %: {low:+.3f} to {high:+.3f})")
+            low, high = change(row["low"]), change(row["high"])
+            lines.append(f"{head}{change(row['mean'])} (95 %: {low} to {high})")
         else:
             lines.append(f"{head}no difference shown")
     return lines

@@ -19,8 +19,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from policies import registry
 from policies.export import PolicyFile, write_policy
 from sim import options, setup, show
@@ -76,7 +74,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     check_target(out)
     world = setup.build(args)
     policies = setup.check_policies(args.policy, world.traces.gamma)
-    console = Console(stderr=False)
+    console = show.terminal()
     capacity = world.capacity_rps()
     load = None if args.concurrency else setup.load_rps(args.load or "high", capacity)
     workload = traffic(world, load)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from rich.console import Console
@@ -19,6 +20,15 @@ COUNTS = {
     "mean budget, tokens": "mean_budget_tokens",
     "mean batch, requests": "mean_batch",
 }
+
+
+WIDE = 400
+"""Columns of output that goes to no terminal: a table is never folded there."""
+
+
+def terminal() -> Console:
+    """Where results are printed."""
+    return Console(width=None if sys.stdout.isatty() else WIDE)
 
 
 def seconds(value: float | None) -> str:

@@ -21,7 +21,7 @@ from rich.table import Table
 from sim import cells, experiments, options, setup
 from sim.experiments import METRICS, Runner, Words
 from sim.folder import provenance
-from sim.show import number
+from sim.show import number, terminal
 
 Document = dict[str, Any]
 
@@ -184,7 +184,7 @@ def _run(verb: str, args: argparse.Namespace, words: Words) -> Document:
     part = path.with_suffix(".part")
     part.write_text(json.dumps(document, indent=1, default=str) + "\n")
     os.replace(part, path)
-    console = Console()
+    console = terminal()
     PRINT[verb](document, console)
     console.print(f"written: {path}", highlight=False, soft_wrap=True)
     return document
