@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     )  # fmt: skip
     campaign = Campaign(tasks(plan), args.out, 60 * args.minutes, plan.sized.together)
     finished = campaign.run()
-    lines, problems = check(args.out)
+    lines, problems = check(args.out) if finished else ([], [])
     for text in (*lines, *(f"problem: {p}" for p in problems)):
         print(text, file=sys.stderr)
     left = campaign.left_s() / 60

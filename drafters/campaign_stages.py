@@ -33,6 +33,7 @@ TRAINED = {
     "mtp": ("--drafter", "mtp"),
 }
 LOOKUP = "ngram"
+LIVE = "dspark"
 DRAFTERS = (*TRAINED, LOOKUP)
 SHAPED = ("dspark-5L", "dflash-5L", "eagle3-1L", "mtp-1L")
 
@@ -53,6 +54,9 @@ class Size:
     """Training steps instead of minutes; 0: minutes."""
     responses: int
     """Responses that traces are recorded on, both temperatures together; 0: all."""
+    bundled: int
+    """The most that a bundle holds, except the one of ``LIVE``, which holds all; 0: all. One
+    response takes about 4 kB, and bundles are shipped."""
     grid: str
     shapes: tuple[str, ...]
     """Architectures with random weights."""
@@ -71,6 +75,7 @@ SIZES = {
         training=("--batch", "2", "--anchors", "8", "--log-every", "5"),
         steps=20,
         responses=0,
+        bundled=0,
         grid="tiny",
         shapes=("tiny",),
         shaped=("dspark-2L", "eagle3-1L"),
@@ -87,6 +92,7 @@ SIZES = {
         training=("--batch", "2", "--lr", "1e-3"),
         steps=0,
         responses=0,
+        bundled=0,
         grid="cpu",
         shapes=(),
         shaped=(),
@@ -100,6 +106,7 @@ SIZES = {
         training=("--batch", "16", "--lr", "1e-3", "--cache-gb", "12", "--layers", "2"),
         steps=0,
         responses=0,
+        bundled=1000,
         grid="cuda",
         shapes=("qwen3-4b", "qwen3-8b", "qwen3-14b"),
         shaped=SHAPED,
@@ -210,10 +217,10 @@ def _train(plan: Plan) -> list[Task]:
     ]  # fmt: skip
 
 
-def _shards(plan: Plan, name: str) -> tuple[str, ...]:
+def _shards(plan: Plan, name: str, limit: int) -> tuple[str, ...]:
     return (
         "--target", plan.target, "--device", plan.device,
-        "--responses", str(_responses(plan, "eval")), "--limit", str(plan.sized.responses),
+        "--responses", str(_responses(plan, "eval")), "--limit", str(limit),
         "--shards", str(plan.out / "shards" / name),
     )  # fmt: skip
 
@@ -225,7 +232,7 @@ def _traces(plan: Plan) -> list[Task]:
             "traces",
             f"traces/{name}",
             (
-                "drafters.campaign_traces", "anchors", *_shards(plan, name),
+                "drafters.campaign_traces", "anchors", *_shards(plan, name, plan.sized.responses),
                 "--drafter", plan.source(name), "--dtype", plan.dtype,
                 "--seconds", f"{seconds:.0f}",
             ),
@@ -253,12 +260,13 @@ def _latency(plan: Plan) -> list[Task]:
 
 
 def _bundle(plan: Plan) -> list[Task]:
+    limits = {name: 0 if name == LIVE else plan.sized.bundled for name in DRAFTERS}
     return [
         Task(
             "bundle",
             f"bundle/{name}",
             (
-                "drafters.campaign_traces", "bundle", *_shards(plan, name),
+                "drafters.campaign_traces", "bundle", *_shards(plan, name, limits[name]),
                 "--drafter-name", name, "--steps", str(plan.out / "steps" / f"{name}.parquet"),
                 "--out", str(plan.bundle(name)),
             ),
@@ -279,7 +287,7 @@ def _live(plan: Plan) -> list[Task]:
     arrivals = ("--arrivals", *plan.arrivals) if plan.arrivals else ()
     command = (
         "drafters.campaign_live", *plan.common(), "--prompts", *plan.prompts,
-        "--drafter", plan.source("dspark"), "--bundle", str(plan.bundle("dspark")),
+        "--drafter", plan.source(LIVE), "--bundle", str(plan.bundle(LIVE)),
         "--out", str(plan.out / "live"), "--seconds", f"{seconds:.0f}",
         "--seconds-per-run", f"{max(10.0, seconds / 12):.0f}", *plan.sized.live, *arrivals,
     )  # fmt: skip

@@ -79,7 +79,10 @@ def bundle(args: argparse.Namespace) -> None:
             for name in stored.files:
                 made.setdefault(name, []).append(stored[name])
     columns = {name: np.concatenate(parts) for name, parts in made.items()}
-    rows = read_responses(args.responses, args.limit)
+    if args.limit:
+        kept_rows = columns["request_id"] < args.limit
+        columns = {name: values[kept_rows] for name, values in columns.items()}
+    rows = read_responses(args.responses)
     recorded = np.unique(columns["request_id"])
     columns["request_id"] = np.searchsorted(recorded, columns["request_id"])
     kept = [rows[i] for i in recorded]

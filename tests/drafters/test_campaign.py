@@ -107,6 +107,20 @@ def test_drafters_are_compared_on_the_same_responses_and_target_passes(recorded:
         assert target[0]["microseconds"].tolist() == target[1]["microseconds"].tolist()
 
 
+def test_a_smaller_bundle_holds_the_first_responses(
+    recorded: Path, inputs: Path, tmp_path: Path
+) -> None:
+    argv = ["bundle", "--target", str(inputs / "tiny"), "--drafter-name", "ngram", "--limit", "5"]
+    argv += ["--responses", str(recorded / "responses" / "eval.jsonl")]
+    argv += ["--shards", str(recorded / "shards" / "ngram"), "--out", str(tmp_path / "small")]
+    assert campaign_traces.main([*argv, "--steps", str(tmp_path / "none")]) == 0
+    small = read_bundle(tmp_path / "small")
+    whole = read_bundle(recorded / "bundles" / "tiny-ngram")
+    pd.testing.assert_frame_equal(small.responses, whole.responses.head(5))
+    anchors = small.traces.anchors
+    assert (small.traces.accepted == whole.traces.accepted[:anchors]).all()
+
+
 def test_halves_share_no_prompt_and_the_check_notices_if_they_do(
     recorded: Path, tmp_path: Path
 ) -> None:
