@@ -44,7 +44,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (folder / "prompts.jsonl").write_text(text)
-    stored = PolicyFile("confidence", {}, GAMMA, cost_table(), (1.0,) * GAMMA)
+    stored = PolicyFile("confidence", {}, GAMMA, cost_table())
     write_policy(folder / "policy.json", stored)
     return folder
 
