@@ -27,6 +27,8 @@ def sample(probs: Tensor, uniforms: Tensor) -> Tensor:
     """Inverse-CDF draw [n]: first token whose cumulative probability (rows [n, V]) exceeds u."""
     cumulative = probs.cumsum(-1, dtype=torch.float64)
     threshold = uniforms.to(cumulative).unsqueeze(-1) * cumulative[..., -1:]
-    return torch.searchsorted(cumulative, threshold, right=True).squeeze(-1).clamp_max(
-        probs.shape[-1] - 1
+    return (
+        torch.searchsorted(cumulative, threshold, right=True)
+        .squeeze(-1)
+        .clamp_max(probs.shape[-1] - 1)
     )
