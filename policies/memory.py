@@ -120,6 +120,7 @@ class DraftWorth:
             self.pace[fresh] = self.mean_pace
             self.missed[fresh] = 0
             self._blocks[fresh] = 0.0
+            self._worth[fresh] = self._domain_worth[state.domain[state.fresh]]
 
     def learn(
         self, state: VerifyState, survival: Floats, weights: Floats, bar: float, tokens: Ints
