@@ -26,13 +26,13 @@ import torch
 import drafters
 from drafters import decode
 from drafters.engine import Engine, EngineConfig
-from drafters.errors import UserError
+from drafters.errors import UserError, exit_code
 from drafters.generate import spread
 from drafters.policy_choice import Choice, choose
 from drafters.prompts import Prompt, load_prompts
 from drafters.target import Target, encode_chat, load_target, load_tokenizer, stop_tokens
 from drafters.traffic import make_requests, read_arrivals
-from gpu_traces.bundle import BundleError, find_bundle, read_bundle
+from gpu_traces.bundle import find_bundle, read_bundle
 
 POLICIES = ("none", "fixed-k", "fixed-k:k=3", "threshold", "confidence", "vllm", "goodput")
 LOAD = 0.6  # of the closed loop's request rate
@@ -220,15 +220,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     args = parser().parse_args(argv)
     args.command_line = argv
-    try:
-        run(args)
-    except (UserError, BundleError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on with the next run", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code(lambda: run(args), "stopped; the same command goes on with the next run")
 
 
 if __name__ == "__main__":

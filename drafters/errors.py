@@ -1,5 +1,25 @@
-"""The one exception a command turns into a single line and exit code 2."""
+"""What a command answers: one line and exit code 2 for what the user can mend, 130 when stopped."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from gpu_traces.manifest import BundleError
 
 
 class UserError(Exception):
     """Something the user gave cannot be used: what it was, what is allowed, what to do."""
+
+
+def exit_code(job: Callable[[], object], stopped: str) -> int:
+    """Run a command: 0, 2 after one line on stderr, 130 after saying what was ``stopped``."""
+    try:
+        job()
+    except (UserError, BundleError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(stopped, file=sys.stderr)
+        return 130
+    return 0

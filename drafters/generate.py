@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from drafters.errors import UserError
+from drafters.errors import exit_code
 from drafters.progress import progress
 from drafters.prompts import SPLITS, Prompt, load_prompts
 from drafters.sampling import probabilities, request_uniforms, sample
@@ -204,15 +204,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    try:
-        generate(parser().parse_args(argv))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; run the same command again to go on", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code(
+        lambda: generate(parser().parse_args(argv)), "stopped; run the same command again to go on"
+    )
 
 
 if __name__ == "__main__":

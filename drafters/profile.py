@@ -23,7 +23,7 @@ import torch
 
 from drafters.base import Drafter, Proposal
 from drafters.engine import Engine, EngineConfig
-from drafters.errors import UserError
+from drafters.errors import UserError, exit_code
 from drafters.progress import progress
 from drafters.provenance import measured
 from drafters.request import Request, Running
@@ -31,7 +31,6 @@ from drafters.runner import Runner
 from drafters.target import Target, load_target
 from gpu_traces.bundle import write_bundle
 from gpu_traces.fit import fit_latency
-from gpu_traces.manifest import BundleError
 from gpu_traces.schema import Origin
 from policies.cost import CostTable
 from policies.registry import create
@@ -307,15 +306,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     args = parser().parse_args(argv)
     args.command_line = argv
-    try:
-        run(args)
-    except (UserError, BundleError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; nothing was written", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code(lambda: run(args), "stopped; nothing was written")
 
 
 if __name__ == "__main__":

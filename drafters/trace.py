@@ -22,12 +22,12 @@ from drafters import generate, profile
 from drafters.base import CONFIDENCE_DTYPE, Drafter
 from drafters.checkpoint import load
 from drafters.coupling import Coupled
-from drafters.errors import UserError
+from drafters.errors import UserError, exit_code
 from drafters.progress import progress
 from drafters.provenance import measured
 from drafters.sampling import request_uniforms
 from drafters.target import Target, load_target
-from gpu_traces.bundle import BundleError, Manifest, write_bundle
+from gpu_traces.bundle import Manifest, write_bundle
 
 CHUNK_ANCHORS = 64  # anchors drafted in one pass
 
@@ -221,15 +221,9 @@ def main(argv: list[str] | None = None) -> int:
     if not args.prompts and not args.responses:
         print("error: give --prompts or --responses", file=sys.stderr)
         return 2
-    try:
-        Recording(args).run()
-    except (UserError, BundleError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on where it was", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code(
+        lambda: Recording(args).run(), "stopped; the same command goes on where it was"
+    )
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import torch
 
 from drafters.checkpoint import save_drafter
 from drafters.corpus import Supervisor, load_sequences
-from drafters.errors import UserError
+from drafters.errors import UserError, exit_code
 from drafters.objectives import (
     DEFAULT_WEIGHTS,
     Weights,
@@ -213,15 +213,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    try:
-        Trainer(parser().parse_args(argv)).run()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command resumes from the last checkpoint", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code(
+        lambda: Trainer(parser().parse_args(argv)).run(),
+        "stopped; the same command resumes from the last checkpoint",
+    )
 
 
 if __name__ == "__main__":
