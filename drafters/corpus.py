@@ -62,6 +62,20 @@ def load_sequences(path: str | Path, longest: int) -> list[Sequence]:
     return sequences
 
 
+def padded(sequences: list[Sequence], beyond: int) -> Tensor:
+    """Tokens [b, longest + beyond], zeros behind each sequence."""
+    width = max(len(s.tokens) for s in sequences) + beyond
+    tokens = torch.zeros(len(sequences), width, dtype=torch.long)
+    for row, s in zip(tokens, sequences, strict=True):
+        row[: len(s.tokens)] = s.tokens
+    return tokens
+
+
+def padded_features(told: list[Supervision]) -> Tensor:
+    """Features [b, longest, m * d], zeros behind each sequence."""
+    return torch.nn.utils.rnn.pad_sequence([t.features for t in told], batch_first=True)
+
+
 class Supervisor:
     """Runs the target over sequences, with a bounded memory of what it said."""
 
@@ -88,11 +102,8 @@ class Supervisor:
         if not sequences:
             return
         device = self.target.norm.weight.device
-        width = max(len(s.tokens) for s in sequences)
-        tokens = torch.zeros(len(sequences), width, dtype=torch.long)
-        for i, s in enumerate(sequences):
-            tokens[i, : len(s.tokens)] = s.tokens
-        positions = torch.arange(width).expand(len(sequences), -1)
+        tokens = padded(sequences, 0)
+        positions = torch.arange(tokens.shape[1]).expand_as(tokens)
         out = self.target(
             tokens.to(device), positions.to(device), feature_layers=self.feature_layers
         )

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from drafters.block import BlockDrafter
-from drafters.corpus import Sequence, Supervision
+from drafters.corpus import Sequence, Supervision, padded, padded_features
 from drafters.losses import ce_and_l1, position_weights, soft_ce_and_l1, with_negatives
 from drafters.module import DraftModule
 from drafters.recurrent import RecurrentDrafter
@@ -111,16 +111,15 @@ class Pack(NamedTuple):
     """[b, a, depth] True where the anchor is real and the label inside the response."""
 
 
-def pack(sequences: list[Sequence], told: list[Supervision], depth: int, anchors: int) -> Pack:
-    """Up to ``anchors`` distinct anchors per response, drawn from torch's global generator."""
-    width = max(len(s.tokens) for s in sequences)
-    tokens = torch.zeros(len(sequences), width + depth, dtype=torch.long)
-    features = torch.zeros(len(sequences), width, told[0].features.shape[1], dtype=torch.bfloat16)
+def pack(sequences: list[Sequence], features: Tensor, depth: int, anchors: int) -> Pack:
+    """Up to ``anchors`` distinct anchors per response, drawn from torch's global generator.
+
+    ``features`` [b, t, m * d] of the padded sequences.
+    """
+    tokens = padded(sequences, depth)
     chosen = torch.ones(len(sequences), anchors, dtype=torch.long)
     real = torch.zeros_like(chosen, dtype=torch.bool)
-    for i, (s, t) in enumerate(zip(sequences, told, strict=True)):
-        tokens[i, : len(s.tokens)] = s.tokens
-        features[i, : len(s.tokens)] = t.features
+    for i, s in enumerate(sequences):
         choice = torch.randperm(len(s.tokens) - 1 - s.start)[:anchors]
         chosen[i, : len(choice)] = choice.sort().values + s.start
         real[i, : len(choice)] = True
@@ -129,7 +128,7 @@ def pack(sequences: list[Sequence], told: list[Supervision], depth: int, anchors
     labels = tokens.gather(1, at.flatten(1) + 1).view_as(at)
     lengths = torch.tensor([len(s.tokens) for s in sequences])
     valid = real.unsqueeze(-1) & (at + 1 < lengths[:, None, None])
-    return Pack(tokens[:, :width], features, chosen, at, in_block, labels, valid)
+    return Pack(tokens[:, : features.shape[1]], features, chosen, at, in_block, labels, valid)
 
 
 class Outputs(NamedTuple):
@@ -166,9 +165,10 @@ def batch_loss(
     told: list[Supervision],
     objective: Objective,
     done: float = 1.0,
-) -> tuple[Tensor, dict[str, float]]:
-    """Loss and metrics of one batch when a fraction ``done`` of the run has passed."""
-    batch = pack(sequences, told, objective.depth, objective.anchors_per_sequence)
+) -> tuple[Tensor, Tensor]:
+    """Mean loss of one batch when a fraction ``done`` of the run has passed, and ``tally``."""
+    features = padded_features(told)
+    batch = pack(sequences, features, objective.depth, objective.anchors_per_sequence)
     return packed_loss(drafter, batch, sequences, told, objective, done)
 
 
@@ -179,7 +179,7 @@ def packed_loss(
     told: list[Supervision],
     objective: Objective,
     done: float = 1.0,
-) -> tuple[Tensor, dict[str, float]]:
+) -> tuple[Tensor, Tensor]:
     """``batch_loss`` for anchors already chosen."""
     device, depth = drafter.norm.weight.device, objective.depth
     weights = objective.weights.at(done)
@@ -192,24 +192,36 @@ def packed_loss(
         loss, ce, l1 = _token_losses(drafter, mine, batch, i, rows, s, t, weights, objective)
         position = where % depth
         w, accept = scale[position], (1 - 0.5 * l1).clamp(0, 1)
-        total = total + (w * loss).sum()
-        if weights.hidden:
-            goal = t.hidden[batch.at[i].flatten()[rows] - s.start].float().to(device)
-            miss = (mine.hidden.float() - goal).square().mean(-1) / goal.var()
-            total = total + weights.hidden * (w * miss).sum()
-        if mine.confidence_logits is not None:
-            guess = mine.confidence_logits.float()
-            bce = torch.nn.functional.binary_cross_entropy_with_logits(
-                guess, accept, reduction="none"
-            )
-            total = total + weights.confidence * (w * bce).sum()
-            stats[3].index_add_(0, position, (guess.sigmoid() - accept).detach().abs())
+        goal = t.hidden[batch.at[i].flatten()[rows] - s.start].to(device)
+        beside, error = side_terms(mine, goal, accept, w, weights)
+        total = total + (w * loss).sum() + beside
         weight_sum += float(w.sum())
-        stats[0].index_add_(0, position, torch.ones_like(accept))
-        stats[1].index_add_(0, position, accept)
-        stats[2].index_add_(0, position, ce)
-    mean = total / weight_sum
-    return mean, {"loss": float(mean.detach()), **_metrics(stats.cpu())}
+        stats += tally(position, accept, ce, error, depth)
+    return total / weight_sum, stats
+
+
+def side_terms(
+    mine: Outputs, goal: Tensor, accept: Tensor, w: Tensor, weights: Weights
+) -> tuple[Tensor, Tensor]:
+    """Regression of hidden states onto ``goal`` [n, d] and BCE of confidences against ``accept``
+    [n], summed with ``w`` [n]; and each confidence's error [n]."""
+    total, error = mine.hidden.new_zeros((), dtype=torch.float32), torch.zeros_like(accept)
+    if weights.hidden:
+        goal = goal.float()
+        miss = (mine.hidden.float() - goal).square().mean(-1) / goal.var()
+        total = total + weights.hidden * (w * miss).sum()
+    if mine.confidence_logits is not None:
+        guess = mine.confidence_logits.float()
+        bce = torch.nn.functional.binary_cross_entropy_with_logits(guess, accept, reduction="none")
+        total = total + weights.confidence * (w * bce).sum()
+        error = (guess.sigmoid() - accept).detach().abs()
+    return total, error
+
+
+def tally(position: Tensor, accept: Tensor, ce: Tensor, error: Tensor, depth: int) -> Tensor:
+    """Sums [4, depth] of count, acceptance, CE and confidence error per draft position."""
+    rows = torch.stack((torch.ones_like(accept), accept, ce, error))
+    return rows.new_zeros(4, depth).index_add_(1, position, rows)
 
 
 def _token_losses(
@@ -239,8 +251,8 @@ def _token_losses(
     return ce_and_l1(logits, target, tail, label, chosen.kept, weights.ce, weights.l1)
 
 
-def _metrics(stats: Tensor) -> dict[str, float]:
-    """Means from sums [count, accept, CE, confidence error] per position."""
+def metrics(stats: Tensor) -> dict[str, float]:
+    """Means from the sums of ``tally``."""
     rate = stats[1] / stats[0].clamp_min(1)
     count = stats[0].sum().clamp_min(1)
     return {

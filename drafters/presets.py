@@ -28,8 +28,10 @@ FRESH_STD = 0.01  # of weights that nothing of the target's can start
 
 
 def default_feature_layers(num_layers: int) -> tuple[int, ...]:
-    """Three layers spread over the target; the last one is left out (its output is not raw)."""
-    return (num_layers // 4, num_layers // 2, num_layers - 3)
+    """Four layers spread evenly over the target, from the second to the last but one (the output of
+    the last is not raw); fewer where the target has no four."""
+    last = num_layers - 2
+    return tuple(sorted({round(1 + i * (last - 1) / 3) for i in range(4)} & set(range(last + 1))))
 
 
 def build_drafter(family: str, target: Target, args: argparse.Namespace) -> DraftModule:

@@ -17,15 +17,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from drafters.checkpoint import save_drafter
 from drafters.corpus import Supervisor, load_sequences
 from drafters.errors import UserError, exit_code
+from drafters.full_loss import full_loss
 from drafters.objectives import (
     DEFAULT_WEIGHTS,
     Weights,
     batch_loss,
     make_objective,
+    metrics,
     trained_depth,
 )
 from drafters.presets import build_drafter
@@ -57,10 +60,10 @@ class Trainer:
         torch.manual_seed(args.seed)
         self.args, self.out = args, Path(args.out)
         self.dtype = getattr(torch, args.dtype)
-        target = load_target(args.target, self.dtype, args.device)
-        self.drafter = build_drafter(args.drafter, target, args).to(args.device)
+        self.target = load_target(args.target, self.dtype, args.device)
+        self.drafter = build_drafter(args.drafter, self.target, args).to(args.device)
         self.sequences = load_sequences(args.responses, args.longest)
-        self.supervisor = Supervisor(target, self.drafter.feature_layers, args.cache_gb)
+        self.supervisor = Supervisor(self.target, self.drafter.feature_layers, args.cache_gb)
         learned = [p for p in self.drafter.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(learned, lr=args.lr, weight_decay=0.0)
         self.step, self.elapsed_s, self.curve = 0, 0.0, []
@@ -125,30 +128,32 @@ class Trainer:
                 for i in torch.randperm(len(chunks)).tolist():
                     yield chunks[i]
 
-    def train_step(self, keys: list[int]) -> dict[str, float]:
+    def train_step(self, keys: list[int]) -> tuple[Tensor, Tensor]:
+        """One update; loss and ``tally`` of the batch, left where they were computed."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.args.lr, self.done())
-        sequences = [self.sequences[i] for i in keys]
-        told = self.supervisor(keys, sequences)
-        with torch.autocast(
-            self.args.device.split(":")[0], self.dtype, self.dtype != torch.float32
-        ):
-            loss, metrics = batch_loss(self.drafter, sequences, told, self.objective, self.done())
-        if not math.isfinite(metrics["loss"]):
-            raise UserError(
-                f"loss became {metrics['loss']} at step {self.step}; last checkpoint kept"
-            )
+        device = self.args.device.split(":")[0]
+        with torch.autocast(device, self.dtype, self.dtype != torch.float32):
+            loss, stats = self.loss(keys)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.drafter.parameters(), 1.0)
         self.optimizer.step()
         self.step += 1
-        return metrics
+        return loss.detach(), stats
+
+    def loss(self, keys: list[int]) -> tuple[Tensor, Tensor]:
+        """Over the whole vocabulary on an accelerator, over a part of it on a CPU."""
+        sequences = [self.sequences[i] for i in keys]
+        if self.args.device != "cpu" or not self.args.negatives:
+            return full_loss(self.drafter, self.target, sequences, self.objective, self.done())
+        told = self.supervisor(keys, sequences)
+        return batch_loss(self.drafter, sequences, told, self.objective, self.done())
 
     def run(self) -> None:
         self.resume()
         saved = time.monotonic()
-        window: list[dict[str, float]] = []
+        window: list[tuple[Tensor, Tensor]] = []
         with progress() as bar:
             task = bar.add_task("training", total=1000)
             for keys in self.batches():
@@ -156,20 +161,32 @@ class Trainer:
                     break
                 began = time.monotonic()
                 window.append(self.train_step(keys))
-                self.elapsed_s += time.monotonic() - began
-                bar.update(task, completed=int(1000 * self.done()))
                 if len(window) == self.args.log_every:
                     self._log(window, bar, task)
                     window = []
-                if time.monotonic() - saved > 60 * self.args.save_minutes:
+                self.elapsed_s += time.monotonic() - began
+                bar.update(task, completed=int(1000 * self.done()))
+                if not window and time.monotonic() - saved > 60 * self.args.save_minutes:
                     self.save()
                     saved = time.monotonic()
+        self._check([loss for loss, _ in window])
         self.save()
 
-    def _log(self, window: list[dict[str, float]], bar, task) -> None:  # type: ignore[no-untyped-def]
-        mean = {k: round(sum(m[k] for m in window) / len(window), 4) for k in window[0]}
-        self.curve.append({"step": self.step, "minutes": round(self.elapsed_s / 60, 2), **mean})
-        text = f"loss {mean['loss']:.3f} tokens/round {mean['tokens_per_round']:.3f}"
+    def _check(self, losses: list[Tensor]) -> None:
+        """Stop at a loss that is not finite, before anything of it is saved."""
+        for before, loss in enumerate(map(float, losses), self.step - len(losses)):
+            if not math.isfinite(loss):
+                raise UserError(f"loss became {loss} at step {before}; last checkpoint kept")
+
+    def _log(self, window: list[tuple[Tensor, Tensor]], bar, task) -> None:  # type: ignore[no-untyped-def]
+        losses = torch.stack([loss for loss, _ in window]).cpu()
+        self._check(list(losses))
+        mean = metrics(torch.stack([stats for _, stats in window]).sum(0).cpu())
+        row = {"loss": float(losses.mean()), **mean}
+        minutes = round(self.elapsed_s / 60, 2)
+        row = {k: round(v, 4) for k, v in row.items()}
+        self.curve.append({"step": self.step, "minutes": minutes, **row})
+        text = f"loss {row['loss']:.3f} tokens/round {row['tokens_per_round']:.3f}"
         bar.update(task, description=f"step {self.step} {text}")
         if bar.disable:
             print(json.dumps(self.curve[-1]), flush=True)
@@ -195,7 +212,8 @@ def parser() -> argparse.ArgumentParser:
     add("--feature-layers", type=int, nargs="+", default=None, help="target layer ids (0-based)")
     add("--anchors", type=int, default=128, help="anchors per sequence and step")
     add("--batch", type=int, default=4, help="sequences per step")
-    add("--negatives", type=int, default=512, help="sampled tokens beside the target's own")
+    add("--negatives", type=int, default=512, help="CPU: sampled tokens beside the target's own;"
+        " 0: the whole vocabulary, as on an accelerator")  # fmt: skip
     add("--longest", type=int, default=768, help="drop longer sequences, tokens")
     add("--lr", type=float, default=6e-4, help="peak learning rate")
     add("--ce", type=float, default=None, help="weight of the CE term (None: the family's)")

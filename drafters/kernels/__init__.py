@@ -1,4 +1,4 @@
-"""The engine's special work: four operations in Triton, each with a plain torch reference.
+"""The special work of engine and training in Triton, each with a plain torch reference.
 
 CUDA tensors go to the Triton kernels, all others to the reference. On CUDA no function reads a
 value on the host, so each can be captured in a CUDA graph: replay it with new contents in the same
@@ -34,6 +34,7 @@ __all__ = [
     "SequentialHead",
     "Verdict",
     "complete_law",
+    "draft_loss",
     "markov_sample",
     "prefix_schedule",
     "ragged_attention",
@@ -41,7 +42,7 @@ __all__ = [
     "verify",
 ]
 
-OPERATIONS = ("markov_sample", "verify", "ragged_attention", "prefix_schedule")
+OPERATIONS = ("markov_sample", "verify", "ragged_attention", "prefix_schedule", "draft_loss")
 # Each package is loaded before the function of its name is defined: a first import after that
 # would put the package in the function's place.
 for _operation in OPERATIONS:
@@ -161,3 +162,29 @@ def prefix_schedule(confidences: Tensor, drafted: Tensor, budget: Tensor) -> Sch
     require("drafted", drafted, (confidences.shape[0],))
     require("budget", budget, (1,))
     return implementation("prefix_schedule", confidences)(confidences, drafted, budget)
+
+
+def draft_loss(
+    logits: Tensor,
+    target_logits: Tensor,
+    target_rows: Tensor,
+    labels: Tensor,
+    weights: Tensor,
+    a_ce: float,
+    a_l1: float,
+    soft: bool,
+) -> tuple[Tensor, Tensor]:
+    """Cross entropy and L1 [n] fp32 of each draft row; ``logits`` become the loss's gradient.
+
+    ``logits`` [n, V] and ``target_logits`` [P, V], bf16 or fp32. ``target_rows`` [n] integer: whose
+    law a draft row is held against. ``labels`` [n] int64 tokens of the text, not read where
+    ``soft`` (CE to the target's law instead). ``weights`` [n] fp32 multiply the gradient of
+    a_ce CE + a_l1 L1, but not what is returned.
+    """
+    rows, vocab = logits.shape
+    require("logits", logits, (rows, vocab), strided=True)
+    require("target_logits", target_logits, (target_logits.shape[0], vocab), strided=True)
+    for name, tensor in (("target_rows", target_rows), ("labels", labels), ("weights", weights)):
+        require(name, tensor, (rows,))
+    run = implementation("draft_loss", logits)
+    return run(logits, target_logits, target_rows, labels, weights, a_ce, a_l1, soft)

@@ -13,8 +13,10 @@ import pytest
 import torch
 
 import drafters
+import drafters.full_loss as full_loss_module
 from drafters import train
-from drafters.corpus import Sequence, Supervisor
+from drafters.corpus import Sequence, Supervisor, padded_features
+from drafters.full_loss import full_loss
 from drafters.losses import soft_ce_and_l1
 from drafters.objectives import (
     DEFAULT_WEIGHTS,
@@ -22,6 +24,7 @@ from drafters.objectives import (
     Weights,
     batch_loss,
     make_objective,
+    metrics,
     pack,
     packed_loss,
     trained_depth,
@@ -46,7 +49,7 @@ def supervised(feature_layers: tuple[int, ...]):  # type: ignore[no-untyped-def]
 
 def test_anchors_and_labels_stay_inside_the_response() -> None:
     rows, told = supervised((0,))
-    batch = pack(rows, told, GAMMA, 8)
+    batch = pack(rows, padded_features(told), GAMMA, 8)
     for i, row in enumerate(rows):
         real = batch.anchors[i][batch.valid[i, :, 0]]
         assert len(real) == min(8, len(row.tokens) - 1 - row.start)
@@ -75,8 +78,9 @@ def test_packed_loss_is_the_formula(family: str) -> None:
         out = TARGET(row.tokens[None], where, feature_layers=drafter.feature_layers)
         t.probs = torch.softmax(TARGET.lm_head(out.hidden[0, row.start :]), -1)
     objective = make_objective(kind, GAMMA, DEFAULT_WEIGHTS[kind], 3, negatives=0)
-    batch = pack(rows, told, GAMMA, 3)
-    loss, metrics = packed_loss(drafter, batch, rows, told, objective)
+    batch = pack(rows, padded_features(told), GAMMA, 3)
+    loss, stats = packed_loss(drafter, batch, rows, told, objective)
+    found = metrics(stats)
 
     weights, total, mass, accepts = objective.weights, 0.0, 0.0, [[] for _ in range(GAMMA)]
     for i, (row, t) in enumerate(zip(rows, told, strict=True)):
@@ -103,7 +107,39 @@ def test_packed_loss_is_the_formula(family: str) -> None:
                 accepts[j].append(1 - 0.5 * l1)
     assert float(loss) == pytest.approx(total / mass, rel=2e-3)
     for j, values in enumerate(accepts):
-        assert metrics[f"accept_{j + 1}"] == pytest.approx(sum(values) / len(values), abs=2e-3)
+        assert found[f"accept_{j + 1}"] == pytest.approx(sum(values) / len(values), abs=2e-3)
+
+
+@pytest.mark.parametrize("family", ["dspark", "rnn", "dflash", "eagle3", "mtp"])
+def test_full_loss_equals_the_packed_one(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Same anchors, whole vocabulary both ways: same value, sums and gradients, in chunks of 5 rows
+    too. The regression is off: one scales it by the batch's variance, the other by a sequence's."""
+    kind = {"rnn": "dspark"}.get(family, family)
+    drafter = tiny_drafter(family, TARGET, GAMMA)
+    for name, parameter in drafter.named_parameters():
+        parameter.requires_grad_(not name.startswith(("embed_tokens", "lm_head")))
+    rows, told = supervised(drafter.feature_layers)
+    weights = replace(DEFAULT_WEIGHTS[kind], hidden=0.0)
+    objective = make_objective(kind, GAMMA, weights, 3, negatives=VOCAB)
+    monkeypatch.setattr(full_loss_module, "CHUNK_ROWS", 5)
+    made = []
+    for loss in (
+        lambda: full_loss(drafter, TARGET, rows, objective, 0.1),
+        lambda: batch_loss(drafter, rows, told, objective, 0.1),
+    ):
+        torch.manual_seed(0)
+        drafter.zero_grad(set_to_none=True)
+        value, stats = loss()
+        value.backward()
+        gradients = {n: p.grad for n, p in drafter.named_parameters() if p.grad is not None}
+        made.append((value, stats, gradients))
+    (full, sums, exact), (packed, other_sums, stored) = made
+    assert float(full) == pytest.approx(float(packed), rel=2e-3)
+    torch.testing.assert_close(sums, other_sums, rtol=5e-3, atol=5e-3)
+    assert exact.keys() == stored.keys()
+    for name, gradient in exact.items():
+        scale = stored[name].norm()
+        assert (gradient - stored[name]).norm() < 0.02 * scale + 1e-6, name
 
 
 def test_soft_loss_gradient_vanishes_at_the_target() -> None:
@@ -197,8 +233,8 @@ def test_nan_stops_and_keeps_the_checkpoint(
     kept = (out / "model.safetensors").read_bytes()
 
     def broken(*arguments: object) -> object:
-        loss, metrics = batch_loss(*arguments)  # type: ignore[arg-type]
-        return loss, metrics | {"loss": float("nan")}
+        loss, stats = batch_loss(*arguments)  # type: ignore[arg-type]
+        return loss * float("nan"), stats
 
     monkeypatch.setattr(train, "batch_loss", broken)
     assert train.main(command(responses, out, "dspark", 10)) == 2
