@@ -20,7 +20,7 @@ from typing import ClassVar
 from policies.base import Policy, VerifyPlan, VerifyState
 from policies.limits import in_range
 from policies.registry import register
-from policies.select import best_budget, step_cost_s, survivals, top_budget
+from policies.select import best_lengths, step_cost_s
 
 
 @register
@@ -42,7 +42,8 @@ class HardwareAware(Policy):
 
     def plan(self, state: VerifyState) -> VerifyPlan:
         """The best lagged budget, spent on the best current drafts."""
-        stale = survivals(state.lagged, state.drafted)
-        budget, _ = best_budget(stale, state.sampling_requests, *step_cost_s(state))
-        current = survivals(state.current, state.drafted)
-        return VerifyPlan(top_budget(current, state.drafted, budget))
+        fixed_s, verify_s = step_cost_s(state)
+        base = state.sampling_requests
+        return VerifyPlan(
+            best_lengths(state.lagged, state.current, state.drafted, base, fixed_s, verify_s)
+        )

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from numba import njit
 
 from policies.base import Floats, Ints, VerifyState
+from policies.order import falling, kth_largest
 
 Confidences = npt.NDArray[np.floating]
 
@@ -47,32 +48,6 @@ def prefix_above(confidences: Confidences, drafted: Ints, tau: float, survival: 
 
 
 @njit(cache=True, error_model="numpy")
-def _first_argmax(
-    ascending: Floats, base: float, fixed_s: float, verify_s: Floats
-) -> tuple[int, float]:
-    best, best_rate, tokens = 0, base / (fixed_s + verify_s[0]), base
-    for admitted in range(1, verify_s.size):
-        tokens += ascending[ascending.size - admitted]
-        rate = tokens / (fixed_s + verify_s[admitted])
-        if rate > best_rate:
-            best, best_rate = admitted, rate
-    return best, best_rate
-
-
-@njit(cache=True, error_model="numpy")
-def _first_descent(
-    ascending: Floats, base: float, fixed_s: float, verify_s: Floats
-) -> tuple[int, float]:
-    rate, tokens = base / (fixed_s + verify_s[0]), base
-    for admitted in range(1, verify_s.size):
-        tokens += ascending[ascending.size - admitted]
-        next_rate = tokens / (fixed_s + verify_s[admitted])
-        if next_rate <= rate:
-            return admitted - 1, rate
-        rate = next_rate
-    return verify_s.size - 1, rate
-
-
 def best_budget(
     survival: Floats, base: float, fixed_s: float, verify_s: Floats
 ) -> tuple[int, float]:
@@ -81,23 +56,57 @@ def best_budget(
     The global maximum over B = 0 .. len(verify_s) - 1, the smallest on ties, and its value in
     tokens per second. ``verify_s[B]`` is the target pass with B draft tokens on board.
     """
-    budget, rate = _first_argmax(np.sort(survival, axis=None), base, fixed_s, verify_s)
-    return budget, rate
+    values = falling(survival)
+    best, best_rate, tokens = 0, base / (fixed_s + verify_s[0]), float(base)
+    for admitted in range(1, verify_s.size):
+        tokens += values[admitted - 1]
+        rate = tokens / (fixed_s + verify_s[admitted])
+        if rate > best_rate:
+            best, best_rate = admitted, rate
+    return best, best_rate
 
 
+@njit(cache=True, error_model="numpy")
 def early_stop_budget(
     survival: Floats, base: float, fixed_s: float, verify_s: Floats
 ) -> tuple[int, float]:
     """As ``best_budget``, but stops at the first B at which the rate does not strictly rise."""
-    budget, rate = _first_descent(np.sort(survival, axis=None), base, fixed_s, verify_s)
-    return budget, rate
+    values = falling(survival)
+    rate, tokens = base / (fixed_s + verify_s[0]), float(base)
+    for admitted in range(1, verify_s.size):
+        tokens += values[admitted - 1]
+        next_rate = tokens / (fixed_s + verify_s[admitted])
+        if next_rate <= rate:
+            return admitted - 1, rate
+        rate = next_rate
+    return verify_s.size - 1, rate
 
 
 @njit(cache=True)
-def _admit(survival: Floats, drafted: Ints, threshold: float, budget: int) -> Ints:
+def draft_counts(drafted: Ints) -> tuple[int, int, int]:
+    """Requests that drafted, the longest draft, and all draft tokens of ``drafted`` [R]."""
+    drafting, longest, total = 0, 0, 0
+    for length in drafted:
+        drafting += length > 0
+        longest = max(longest, length)
+        total += length
+    return drafting, longest, total
+
+
+@njit(cache=True)
+def top_budget(survival: Floats, drafted: Ints, budget: int) -> Ints:
+    """Lengths [R] that admit the ``budget`` largest survivals, at most ``drafted`` per row.
+
+    The order is survival descending, position ascending, row ascending: token values never enter.
+    """
     rows, gamma = survival.shape
     lengths = np.zeros(rows, dtype=np.int64)
-    left = budget
+    if budget <= 0:
+        return lengths
+    if budget >= drafted.sum():
+        lengths[:] = drafted
+        return lengths
+    threshold, left = kth_largest(survival, budget), budget
     for r in range(rows):
         for j in range(drafted[r]):
             if survival[r, j] <= threshold:
@@ -115,29 +124,13 @@ def _admit(survival: Floats, drafted: Ints, threshold: float, budget: int) -> In
 
 
 @njit(cache=True)
-def draft_counts(drafted: Ints) -> tuple[int, int, int]:
-    """Requests that drafted, the longest draft, and all draft tokens of ``drafted`` [R]."""
-    drafting, longest, total = 0, 0, 0
-    for length in drafted:
-        drafting += length > 0
-        longest = max(longest, length)
-        total += length
-    return drafting, longest, total
-
-
-def top_budget(survival: Floats, drafted: Ints, budget: int) -> Ints:
-    """Lengths [R] that admit the ``budget`` largest survivals, at most ``drafted`` per row.
-
-    The order is survival descending, position ascending, row ascending: token values never enter.
-    """
-    if budget <= 0:
-        return np.zeros(drafted.size, dtype=np.int64)
-    if budget >= draft_counts(drafted)[2]:
-        return drafted.copy()
-    cut = survival.size - budget
-    threshold = np.partition(survival, cut, axis=None)[cut]
-    lengths: Ints = _admit(survival, drafted, threshold, budget)
-    return lengths
+def best_lengths(
+    lagged: Confidences, current: Confidences, drafted: Ints, base: float, fixed_s: float,
+    verify_s: Floats,
+) -> Ints:  # fmt: skip
+    """Lengths [R]: the best budget of the lagged survivals, spent on the best current ones."""
+    budget, _ = best_budget(survivals(lagged, drafted), base, fixed_s, verify_s)
+    return top_budget(survivals(current, drafted), drafted, budget)
 
 
 def step_cost_s(state: VerifyState) -> tuple[float, Floats]:

@@ -19,7 +19,7 @@ from typing import ClassVar
 from policies.base import Policy, VerifyPlan, VerifyState
 from policies.limits import in_range
 from policies.registry import register
-from policies.select import best_budget, draft_counts, survivals, top_budget
+from policies.select import best_lengths, draft_counts
 
 
 @register
@@ -44,8 +44,7 @@ class Vllm(Policy):
         """The argmax of the whole curve, spent on the best current drafts."""
         requests, cost = state.sampling_requests, state.cost
         verify_s = cost.verify_curve_s(state.other_tokens, draft_counts(state.drafted)[2] + 1)
-        stale = survivals(state.lagged, state.drafted)
-        budget, _ = best_budget(stale, requests, cost.draft_time_s(requests), verify_s)
+        fixed_s = cost.draft_time_s(requests)
         return VerifyPlan(
-            top_budget(survivals(state.current, state.drafted), state.drafted, budget)
+            best_lengths(state.lagged, state.current, state.drafted, requests, fixed_s, verify_s)
         )
