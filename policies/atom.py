@@ -16,8 +16,9 @@ from typing import ClassVar
 import numpy as np
 
 from policies.base import Policy, VerifyPlan, VerifyState
+from policies.order import early_stop_budget
 from policies.registry import register
-from policies.select import early_stop_budget, step_cost_s, survivals, top_budget
+from policies.select import step_cost_s, survivals, top_budget
 
 EDGE = 1e-6
 

@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from policies.base import Policy, VerifyPlan, VerifyState
+from policies.order import early_stop_budget
 from policies.registry import register
-from policies.select import early_stop_budget, step_cost_s, survivals, top_budget
+from policies.select import step_cost_s, survivals, top_budget
 
 
 @register

@@ -17,8 +17,9 @@ from typing import ClassVar
 import numpy as np
 
 from policies.base import Policy, VerifyPlan, VerifyState
+from policies.order import best_budget
 from policies.registry import register
-from policies.select import best_budget, step_cost_s, survivals, top_budget
+from policies.select import step_cost_s, survivals, top_budget
 
 
 @register

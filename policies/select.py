@@ -15,7 +15,7 @@ import numpy.typing as npt
 from numba import njit
 
 from policies.base import Floats, Ints, VerifyState
-from policies.order import falling, kth_largest
+from policies.order import best_budget, early_stop_budget, kth_largest
 
 Confidences = npt.NDArray[np.floating]
 
@@ -45,41 +45,6 @@ def prefix_above(confidences: Confidences, drafted: Ints, tau: float, survival: 
                 break
             lengths[r] += 1
     return lengths
-
-
-@njit(cache=True, error_model="numpy")
-def best_budget(
-    survival: Floats, base: float, fixed_s: float, verify_s: Floats
-) -> tuple[int, float]:
-    """Budget B that maximises (base + sum of the B best survivals) / (fixed_s + verify_s[B]).
-
-    The global maximum over B = 0 .. len(verify_s) - 1, the smallest on ties, and its value in
-    tokens per second. ``verify_s[B]`` is the target pass with B draft tokens on board.
-    """
-    values = falling(survival)
-    best, best_rate, tokens = 0, base / (fixed_s + verify_s[0]), float(base)
-    for admitted in range(1, verify_s.size):
-        tokens += values[admitted - 1]
-        rate = tokens / (fixed_s + verify_s[admitted])
-        if rate > best_rate:
-            best, best_rate = admitted, rate
-    return best, best_rate
-
-
-@njit(cache=True, error_model="numpy")
-def early_stop_budget(
-    survival: Floats, base: float, fixed_s: float, verify_s: Floats
-) -> tuple[int, float]:
-    """As ``best_budget``, but stops at the first B at which the rate does not strictly rise."""
-    values = falling(survival)
-    rate, tokens = base / (fixed_s + verify_s[0]), float(base)
-    for admitted in range(1, verify_s.size):
-        tokens += values[admitted - 1]
-        next_rate = tokens / (fixed_s + verify_s[admitted])
-        if next_rate <= rate:
-            return admitted - 1, rate
-        rate = next_rate
-    return verify_s.size - 1, rate
 
 
 @njit(cache=True)
@@ -154,8 +119,10 @@ def warm_up() -> None:
             survival = survivals(confidences, drafted)
             curve = np.array([1.0, 1.5, 2.0, 3.0])
             curve.setflags(write=False)
-            best_budget(survival, 2.0, 0.5, curve)
-            early_stop_budget(survival, 2.0, 0.5, curve)
+            for base in (2, 2.0):
+                best_budget(survival, base, 0.5, curve)
+                early_stop_budget(survival, base, 0.5, curve)
+                best_lengths(confidences, confidences, drafted, base, 0.5, curve)
             draft_counts(drafted)
             prefix_above(confidences, drafted, 0.5, True)
             top_budget(survival, drafted, 2)

@@ -23,8 +23,9 @@ import numpy as np
 
 from policies.base import Floats, Policy, VerifyPlan, VerifyState
 from policies.limits import in_range
+from policies.order import best_budget
 from policies.registry import register
-from policies.select import best_budget, step_cost_s, survivals, top_budget
+from policies.select import step_cost_s, survivals, top_budget
 
 MIN_SURVIVAL = 1e-6
 COST_RULE = {"additive": "clamp", "1d": "floor"}

@@ -20,8 +20,9 @@ from typing import ClassVar
 from policies.base import Policy, VerifyPlan, VerifyState
 from policies.fixed import uniform_plan
 from policies.limits import in_range
+from policies.order import best_budget
 from policies.registry import register
-from policies.select import best_budget, step_cost_s, survivals, top_budget
+from policies.select import step_cost_s, survivals, top_budget
 
 
 @register

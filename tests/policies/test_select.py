@@ -8,14 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policies.lookahead import first_shape, lookahead_budget
-from policies.select import (
-    best_budget,
-    draft_counts,
-    early_stop_budget,
-    prefix_above,
-    survivals,
-    top_budget,
-)
+from policies.order import best_budget, early_stop_budget, kth_largest, sort_falling
+from policies.select import draft_counts, prefix_above, survivals, top_budget
 
 QUICK = settings(max_examples=100, deadline=None)
 seeds = st.integers(0, 1 << 30)
@@ -74,6 +68,40 @@ def test_budgets_match_their_definitions(seed: int) -> None:
     if not np.any(np.abs(np.diff(rates)) < 1e-12):  # rounding decides exact ties
         assert budget == int(np.argmax(rates))
         assert stop == (int(falls[0]) if falls.size else len(rates) - 1)
+
+
+@QUICK
+@given(
+    seed=seeds,
+    rows=st.integers(5, 300),
+    power=st.sampled_from([0.05, 1.0, 20.0, 400.0]),
+    grid=st.sampled_from([0, 3, 50]),
+    stair=st.sampled_from([1, 8, 100]),
+    price=st.sampled_from([0.0, 1e-4, 1e-2]),
+)
+def test_large_batches_agree_with_a_full_sort(
+    seed: int, rows: int, power: float, grid: int, stair: int, price: float
+) -> None:
+    """Values crowded at 0 or 1, tied on a grid, smooth and stepped costs: the same answers."""
+    rng = np.random.default_rng(seed)
+    values = rng.random((rows, 7)) ** power
+    values = np.round(values * grid) / grid if grid else values
+    falling = np.sort(values, axis=None)[::-1]
+    ordered = values.ravel().copy()
+    sort_falling(ordered)
+    np.testing.assert_array_equal(ordered, falling)
+    for k in (1, rows, 7 * rows):
+        assert kth_largest(values, k) == falling[k - 1]
+    curve = 1.0 + price * (np.arange(rng.integers(1, 7 * rows + 2)) // stair)
+    most = curve.size - 1
+    rates = (rows + np.concatenate(([0.0], np.cumsum(falling[:most])))) / (0.1 + curve)
+    budget, rate = best_budget(values, float(rows), 0.1, curve)
+    assert rate == pytest.approx(rates.max(), rel=1e-12)
+    assert rates[budget] == pytest.approx(rates.max(), rel=1e-12)
+    stop, _ = early_stop_budget(values, float(rows), 0.1, curve)
+    rises = np.diff(rates) / rates[:-1]
+    assert np.all(rises[:stop] > -1e-12)
+    assert stop == most or rises[stop] < 1e-12
 
 
 def test_threshold_prefixes_by_hand() -> None:
