@@ -27,10 +27,10 @@ Ends = npt.NDArray[np.int64]
 def _bucketed(values: Floats) -> tuple[Homes, Ends, float, float]:
     """Each value's bucket, [BUCKETS + 1] values in the buckets before, the largest, the step.
 
-    Values of bucket b are at most ``largest - b * step``; all are equal when the step is 0.
+    Values of bucket b are at most ``largest - b * step``. Step 0: too close together to tell apart.
     """
     lowest, largest = values.min(), values.max()
-    scale = BUCKETS / (largest - lowest) if largest - lowest > 1e-200 else 0.0
+    scale = BUCKETS / (largest - lowest) if largest - lowest > 1e-300 else 0.0
     homes = np.empty(values.size, dtype=np.uint8)
     for i in range(values.size):
         homes[i] = min(int((largest - values[i]) * scale), BUCKETS - 1)
@@ -84,6 +84,8 @@ def sort_falling(values: Floats) -> None:
         return
     homes, ends, _, step = _bucketed(values)
     if step == 0.0:
+        if values.min() < values.max():
+            values[:] = np.sort(values)[::-1]
         return
     values[:] = _scatter(values, homes, ends)
     for b in range(BUCKETS):
@@ -103,8 +105,7 @@ def early_stop_budget(
     ordered = _scatter(flat, homes, ends)
     tokens, rate = float(base), base / (fixed_s + verify_s[0])
     for b in range(BUCKETS):
-        if step > 0.0:
-            sort_falling(ordered[ends[b] : ends[b + 1]])
+        sort_falling(ordered[ends[b] : ends[b + 1]])
         for i in range(ends[b], min(ends[b + 1], verify_s.size - 1)):
             tokens += ordered[i]
             next_rate = tokens / (fixed_s + verify_s[i + 1])
@@ -121,14 +122,14 @@ def kth_largest(values: Floats, k: int) -> float:
     while crowd.size > FEW:
         homes, ends, largest, step = _bucketed(crowd)
         if step == 0.0:
-            return largest
+            break
         home = 0
         while ends[home + 1] < k:
             home += 1
         k -= ends[home]
         crowd = _gather(crowd, homes, home, home, ends[home + 1] - ends[home])
     few = crowd.copy()
-    _insert(few)
+    sort_falling(few)
     return few[k - 1]  # type: ignore[no-any-return]
 
 
