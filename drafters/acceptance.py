@@ -56,7 +56,7 @@ def _fused(target_logits: Tensor, cu_rows: Tensor, drafts: Drafts, temperatures:
     law = complete_law(drafts.logits, drafts.tokens, temperatures)
     return kernels.verify(
         target_logits, cu_rows, drafts.tokens, law, temperatures,
-        drafts.accept_uniforms, drafts.next_uniforms,
+        drafts.accept_uniforms, drafts.next_uniforms.contiguous(),
     )  # fmt: skip
 
 

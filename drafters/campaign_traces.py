@@ -88,7 +88,7 @@ def bundle(args: argparse.Namespace) -> None:
     kept = [rows[i] for i in recorded]
     tables = {"responses": _response_table(kept), "anchors": columns}
     about = json.loads((args.shards / "drafter.json").read_text())
-    steps = _steps(args, about["gamma"])
+    steps = _steps(args, about["source"], about["gamma"])
     if steps is not None:
         tables["steps"] = without_graphs(steps)
     manifest = measured(
@@ -104,7 +104,7 @@ def bundle(args: argparse.Namespace) -> None:
     print(f"wrote {args.out}: {len(kept)} responses, {len(columns['accepted'])} anchors")
 
 
-def _steps(args: argparse.Namespace, gamma: int) -> pd.DataFrame | None:
+def _steps(args: argparse.Namespace, source: str, gamma: int) -> pd.DataFrame | None:
     """The latency table, if it was measured; its graph part becomes a bundle of its own."""
     if not args.steps.exists():
         print(f"no latencies in {args.steps}; the bundle has anchors only", file=sys.stderr)
@@ -112,7 +112,7 @@ def _steps(args: argparse.Namespace, gamma: int) -> pd.DataFrame | None:
     steps = pd.read_parquet(args.steps)
     if steps["graph"].any():
         beside = argparse.Namespace(**{**vars(args), "shape": "", "out": args.out.parent})
-        write_latency_bundles(beside, args.out.name, args.drafter_name, gamma, steps)
+        write_latency_bundles(beside, args.out.name, source, gamma, steps)
     return steps
 
 
