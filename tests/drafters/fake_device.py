@@ -118,6 +118,8 @@ class Device(TorchFunctionMode):
         tensors = [t for t in tree_iter((args, kwargs)) if isinstance(t, Tensor)]
         tagged = [t for t in tensors if isinstance(t, Tagged)]
         with torch._C.DisableTorchFunctionSubclass():
+            if name == "pin_memory":
+                return args[0]
             if name in ("to", "cuda", "cpu") and tensors:
                 return self._move(func, name, args, kwargs)
             wanted = kwargs.get("device")
@@ -167,7 +169,8 @@ class Device(TorchFunctionMode):
         if goes is None or goes == here:
             moved = _tag(out) if here and out is not self_ else out
         else:
-            self._wait("to host" if here else "to device")
+            if here or not kwargs.get("non_blocking"):
+                self._wait("to host" if here else "to device")
             out = out.clone()
             moved = _tag(out) if goes else _untag(out)
         if self.capturing is not None and here and goes is not False and moved is not self_:

@@ -45,6 +45,7 @@ def test_a_captured_graph_replays_on_new_contents_and_may_not_wait() -> None:
             captured(lambda: given.max().item())
 
 
+@pytest.mark.slow
 def test_a_small_campaign_runs_on_the_device(
     inputs: Path,  # noqa: F811
     tmp_path: Path,
