@@ -7,11 +7,11 @@
     python -m drafters.campaign check DIR
     python -m drafters.campaign report DIR --out docs/recording.md
 
-Stages, in order: generate, train, traces, latency, bundle, evaluate, live, kernels. Each keeps what
-it has done, so the same command goes on after any stop, and a machine that is lent in pieces of N
-minutes needs it once per piece. Progress and summaries go to stderr, each command's own output to
-DIR/logs; the last line of stdout is one JSON document. Exit code 0: all done; 3: time is up, run
-the same command again; 1: something failed; 2: a wrong option.
+Stages, in order: invent, generate, train, traces, latency, bundle, evaluate, live, kernels. Each
+keeps what it has done, so the same command goes on after any stop, and a machine that is lent in
+pieces of N minutes needs it once per piece. Progress and summaries go to stderr, each command's own
+output to DIR/logs; the last line of stdout is one JSON document. Exit code 0: all done; 3: time is
+up, run the same command again; 1: something failed; 2: a wrong option.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from drafters.errors import UserError
 from gpu_traces.manifest import BundleError
 
 DONE, FAILED, WRONG, GO_ON, STOPPED = 0, 1, 2, 3, 130
-WORKING_FILES = ("shards", "responses")
+WORKING_FILES = ("shards", "responses", "prompts")
 """Folders that only a resumed campaign needs; packed on request."""
 
 
@@ -70,8 +70,8 @@ def _check_options(args: argparse.Namespace, stages: tuple[str, ...]) -> None:
             f"--minutes {args.minutes:g} must be above 0 and --total-minutes"
             f" {args.total_minutes:g} not below"
         )
-    if not args.prompts and {"generate", "live"} & set(stages):
-        raise UserError("stages generate and live need --prompts: JSONL files or folders")
+    if not args.prompts and {"invent", "generate", "live"} & set(stages):
+        raise UserError("stages invent, generate and live need --prompts: JSONL files or folders")
     for path in (*args.prompts, *args.arrivals):
         if not Path(path).exists():
             raise UserError(f"{path} does not exist")

@@ -14,14 +14,15 @@ from drafters.errors import UserError
 from drafters.kernels import OPERATIONS
 
 SHARES = {
-    "generate": 0.16,
-    "train": 0.22,
-    "traces": 0.15,
-    "latency": 0.22,
+    "invent": 0.03,
+    "generate": 0.13,
+    "train": 0.30,
+    "traces": 0.12,
+    "latency": 0.15,
     "bundle": 0.03,
     "evaluate": 0.02,
     "live": 0.15,
-    "kernels": 0.05,
+    "kernels": 0.07,
 }
 """Stages in order, and the share of the campaign's time that each may take."""
 
@@ -44,6 +45,8 @@ class Size:
 
     minutes: float
     """Of the whole campaign."""
+    invented: dict[str, int]
+    """Prompts that the target makes up for each half, to go with the given ones."""
     train: tuple[str, ...]
     """Options of ``drafters.generate`` for the training half."""
     evaluate: tuple[str, ...]
@@ -70,6 +73,7 @@ class Size:
 SIZES = {
     ("small", "any"): Size(
         minutes=30,
+        invented={"eval": 2, "train": 2},
         train=("--limit", "10", "--samples", "1", "--max-new", "24", "--slots", "16"),
         evaluate=("--limit", "10", "--samples", "1", "--max-new", "24", "--slots", "16"),
         training=("--batch", "2", "--anchors", "8", "--log-every", "5"),
@@ -87,6 +91,7 @@ SIZES = {
     ),
     ("full", "cpu"): Size(
         minutes=120,
+        invented={"eval": 0, "train": 1000},
         train=("--samples", "2", "--slots", "128", "--tokens", "600000"),
         evaluate=("--samples", "1", "--slots", "128", "--max-new", "192"),
         training=("--batch", "2", "--lr", "1e-3"),
@@ -101,9 +106,10 @@ SIZES = {
     ),
     ("full", "cuda"): Size(
         minutes=25,
-        train=("--samples", "13", "--slots", "1024", "--tokens", "6000000"),
-        evaluate=("--samples", "2", "--slots", "1024", "--max-new", "256"),
-        training=("--batch", "16", "--lr", "1e-3", "--cache-gb", "12", "--layers", "2"),
+        invented={"eval": 1000, "train": 4000},
+        train=("--samples", "4", "--slots", "2048", "--tokens", "6500000"),
+        evaluate=("--samples", "1", "--slots", "1024", "--max-new", "256"),
+        training=("--batch", "16", "--lr", "1e-3"),
         steps=0,
         responses=0,
         bundled=1000,
@@ -175,20 +181,48 @@ def choose_stages(only: list[str], skip: list[str]) -> tuple[str, ...]:
     return chosen
 
 
+def _invent(plan: Plan) -> list[Task]:
+    common = ("drafters.invent", *plan.common(), "--prompts", *plan.prompts, "--slots", "1024")
+    return [
+        Task(
+            "invent",
+            f"invent/{half}",
+            (*common, "--split", half, "--count", str(count), "--out", str(_invented(plan, half))),
+            plan.seconds("invent"),
+        )
+        for half, count in plan.sized.invented.items()
+        if count
+    ]
+
+
+def _invented(plan: Plan, half: str) -> Path:
+    return plan.out / "prompts" / f"{half}.jsonl"
+
+
+def _prompts(plan: Plan, half: str) -> tuple[str, ...]:
+    """The given prompts, and those that the target has made up or will have."""
+    path = _invented(plan, half)
+    coming = "invent" in plan.stages and plan.sized.invented[half]
+    return (*plan.prompts, str(path)) if coming or path.exists() else plan.prompts
+
+
 def _generate(plan: Plan) -> list[Task]:
-    common = ("drafters.generate", *plan.common(), "--prompts", *plan.prompts)
+    common = ("drafters.generate", *plan.common())
     options = {"eval": plan.sized.evaluate, "train": plan.sized.train}
     share = {"eval": 0.25, "train": 0.75}
     return [
         Task(
             "generate",
             f"generate/{half}",
-            (*common, "--split", half, "--out", str(_responses(plan, half)), *options[half]),
+            (
+                *common, "--prompts", *_prompts(plan, half), "--split", half,
+                "--out", str(_responses(plan, half)), *options[half],
+            ),
             share[half] * plan.seconds("generate"),
             partial=True,
         )
         for half in ("eval", "train")
-    ]
+    ]  # fmt: skip
 
 
 def _responses(plan: Plan, half: str) -> Path:
@@ -310,6 +344,7 @@ def _kernels(plan: Plan) -> list[Task]:
 
 
 STAGES = {
+    "invent": _invent,
     "generate": _generate,
     "train": _train,
     "traces": _traces,

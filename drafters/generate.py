@@ -12,21 +12,20 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from drafters.errors import exit_code
 from drafters.progress import progress
 from drafters.prompts import SPLITS, Prompt, load_prompts
-from drafters.sampling import probabilities, request_uniforms, sample
+from drafters.sampling import request_uniforms, sample
 from drafters.target import Target, encode_chat, load_target, load_tokenizer, stop_tokens
-
-ADMIT_TOGETHER = 8  # prefill when this many slots are free: fewer, larger prefill passes
 
 
 @dataclass
@@ -48,45 +47,51 @@ class Generator:
         self, target: Target, stops: frozenset[int], slots: int, max_new: int, seed: int
     ) -> None:
         self.target, self.stops, self.max_new, self.seed = target, stops, max_new, seed
-        self.slots = slots
+        self.admit_together = max(1, slots // 16)
         self.rows: list[Response | None] = [None] * slots
-        self.uniforms = np.zeros((slots, max_new))
+        device = target.norm.weight.device
+        self.uniforms = torch.zeros(slots, max_new, dtype=torch.float64, device=device)
+        self.temperatures = torch.zeros(slots, device=device)
+        self.last = torch.zeros(slots, dtype=torch.long, device=device)
+        self.lengths, self.drawn = torch.zeros_like(self.last), torch.zeros_like(self.last)
 
     @torch.no_grad()
     def run(self, queue: list[Response]) -> Iterator[Response]:
         """Yield each response as it finishes (stop token included, or ``max_new`` reached)."""
         waiting = deque(queue)
         longest = max(len(r.prompt_tokens) for r in queue)
-        self.cache = self.target.new_cache(self.slots, longest + self.max_new)
-        self.last = torch.zeros(self.slots, dtype=torch.long, device=self.cache.keys.device)
-        self.lengths = torch.zeros_like(self.last)
+        self.cache = self.target.new_cache(len(self.rows), longest + self.max_new)
         while waiting or any(self.rows):
             yield from self._admit(waiting)
             if any(self.rows):
                 yield from self._decode()
 
     def _admit(self, waiting: deque[Response]) -> Iterator[Response]:
+        """Prefill when a sixteenth of the slots is free: few and large passes."""
         free = [s for s, row in enumerate(self.rows) if row is None]
-        count = min(len(free), len(waiting))
-        if not count or (count < ADMIT_TOGETHER and len(waiting) > count and any(self.rows)):
+        count, together = min(len(free), len(waiting)), self.admit_together
+        if not count or (count < together and len(waiting) > count and any(self.rows)):
             return
-        for start in range(0, count, 4 * ADMIT_TOGETHER):
-            chosen = free[start : min(start + 4 * ADMIT_TOGETHER, count)]
+        for start in range(0, count, together):
+            chosen = free[start : min(start + together, count)]
             yield from self._prefill(chosen, [waiting.popleft() for _ in chosen])
 
     def _prefill(self, slots: list[int], rows: list[Response]) -> Iterator[Response]:
-        width = max(len(r.prompt_tokens) for r in rows)
-        tokens = torch.zeros(len(rows), width, dtype=torch.long, device=self.last.device)
+        device, sizes = self.last.device, [len(r.prompt_tokens) for r in rows]
+        tokens = torch.zeros(len(rows), max(sizes), dtype=torch.long)
+        uniforms = [request_uniforms(self.seed, r.name, self.max_new) for r in rows]
         for i, (slot, row) in enumerate(zip(slots, rows, strict=True)):
-            tokens[i, : len(row.prompt_tokens)] = torch.tensor(row.prompt_tokens)
+            tokens[i, : sizes[i]] = torch.tensor(row.prompt_tokens)
             self.rows[slot] = row
-            self.uniforms[slot] = request_uniforms(self.seed, row.name, self.max_new)
-            self.lengths[slot] = len(row.prompt_tokens)
-        where = torch.tensor(slots, device=self.last.device)
-        positions = torch.arange(width, device=self.last.device).expand(len(rows), -1)
-        hidden = self.target(tokens, positions, self.cache, where, fresh=True).hidden
-        ends = self.lengths[where] - 1
-        yield from self._extend(slots, hidden[torch.arange(len(rows)), ends])
+        where = torch.tensor(slots, device=device)
+        self.uniforms[where] = torch.from_numpy(np.stack(uniforms)).to(device)
+        self.temperatures[where] = torch.tensor([r.temperature for r in rows], device=device)
+        self.lengths[where] = torch.tensor(sizes, device=device)
+        self.drawn[where] = 0
+        positions = torch.arange(max(sizes), device=device).expand(len(rows), -1)
+        hidden = self.target(tokens.to(device), positions, self.cache, where, fresh=True).hidden
+        ends = torch.arange(len(rows), device=device), self.lengths[where] - 1
+        yield from self._extend(where, slots, hidden[ends])
 
     def _decode(self) -> Iterator[Response]:
         used = max(s for s, row in enumerate(self.rows) if row is not None) + 1
@@ -94,25 +99,31 @@ class Generator:
         positions = self.lengths[:used].unsqueeze(1)
         hidden = self.target(self.last[:used, None], positions, self.cache, where).hidden[:, 0]
         self.lengths[:used] += 1
-        live = [s for s in range(used) if self.rows[s] is not None]
-        yield from self._extend(live, hidden[live])
+        yield from self._extend(where, range(used), hidden)
 
-    def _extend(self, slots: list[int], hidden: torch.Tensor) -> Iterator[Response]:
-        """Give each slot the next token of its response; free the slots that are done."""
-        logits = self.target.lm_head(hidden)
-        rows = [self.rows[s] for s in slots]
-        chosen = logits.argmax(-1)
-        for temperature in {r.temperature for r in rows if r.temperature > 0}:
-            mine = [i for i, r in enumerate(rows) if r.temperature == temperature]
-            u = [self.uniforms[slots[i], len(rows[i].response_tokens)] for i in mine]
-            drawn = sample(probabilities(logits[mine], temperature), torch.tensor(u))
-            chosen[mine] = drawn
-        self.last[slots] = chosen
-        for slot, row, token in zip(slots, rows, chosen.tolist(), strict=True):
+    def _extend(self, where: Tensor, slots: Iterable[int], hidden: Tensor) -> Iterator[Response]:
+        """Give each of ``slots`` the next token of its response; free those that are done. Empty
+        slots among them compute along, unread."""
+        logits, heat = self.target.lm_head(hidden), self.temperatures[where]
+        chosen, hot = logits.argmax(-1), (heat > 0).nonzero().squeeze(1)
+        if len(hot):
+            mine = where[hot]
+            u = self.uniforms[mine, self.drawn[mine].clamp_max(self.max_new - 1)]
+            chosen[hot] = sample(torch.softmax(logits[hot].float() / heat[hot, None], -1), u)
+        self.last[where], self.drawn[where] = chosen, self.drawn[where] + 1
+        ended = []
+        for slot, token in zip(slots, chosen.tolist(), strict=True):
+            row = self.rows[slot]
+            if row is None:
+                continue
             row.response_tokens.append(token)
             if token in self.stops or len(row.response_tokens) == self.max_new:
-                self.rows[slot], self.lengths[slot], self.last[slot] = None, 0, 0
+                self.rows[slot] = None
+                ended.append(slot)
                 yield row
+        if ended:
+            gone = torch.tensor(ended, device=where.device)
+            self.lengths[gone], self.last[gone], self.temperatures[gone] = 0, 0, 0.0
 
 
 def plan(args: argparse.Namespace, tokenizer: object) -> list[Response]:

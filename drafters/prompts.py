@@ -25,7 +25,17 @@ class Prompt:
     @property
     def split(self) -> str:
         """Training or evaluation half, decided by the text alone: the halves never overlap."""
-        return "train" if int(self.key, 16) % 2 else "eval"
+        return split_of(self.text)
+
+
+def prompt_key(text: str) -> str:
+    """Hash of a prompt's words."""
+    return hashlib.sha256(" ".join(text.split()).encode()).hexdigest()[:16]
+
+
+def split_of(text: str) -> str:
+    """The half that a prompt of this text belongs to."""
+    return "train" if int(prompt_key(text), 16) % 2 else "eval"
 
 
 def load_prompts(paths: Iterable[str | Path], split: str = "all") -> list[Prompt]:
@@ -64,5 +74,6 @@ def _parse(line: str, where: str, stem: str) -> Prompt:
     text = row.get("prompt") if isinstance(row, dict) else None
     if not isinstance(text, str) or not text.strip():
         raise UserError(f"{where}: needs a non-empty string 'prompt'")
-    key = hashlib.sha256(" ".join(text.split()).encode()).hexdigest()[:16]
-    return Prompt(key, text, str(row.get("domain", "other")), str(row.get("dataset", stem)))
+    return Prompt(
+        prompt_key(text), text, str(row.get("domain", "other")), str(row.get("dataset", stem))
+    )

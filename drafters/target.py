@@ -246,6 +246,13 @@ def encode_chat(tokenizer: object, prompt: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
+def chat_opening(tokenizer: object) -> list[int]:
+    """Token ids of the target's chat template up to where a user's words begin."""
+    mark = "\N{SECTION SIGN}"
+    text = tokenizer.apply_chat_template([{"role": "user", "content": mark}], tokenize=False)
+    return tokenizer(text.partition(mark)[0], add_special_tokens=False)["input_ids"]
+
+
 def stop_tokens(name: str, tokenizer: object) -> frozenset[int]:
     """Every end-of-sequence id that the target's generation config or tokenizer names."""
     path = Path(resolve(name)) / "generation_config.json"

@@ -309,7 +309,7 @@ def test_stages_are_chosen_and_skipped_in_order() -> None:
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (["--stages", "trian"], "unknown stage 'trian'; known: generate, train"),
+        (["--stages", "trian"], "unknown stage 'trian'; known: invent, generate, train"),
         (["--stages", "train", "--skip", "train"], "no stage is left"),
         (["--stages", "generate"], "need --prompts"),
         (["--prompts", "nowhere.jsonl"], "nowhere.jsonl does not exist"),
