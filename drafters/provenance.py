@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 import subprocess
 from datetime import UTC, datetime
@@ -71,7 +72,7 @@ def driver_version(device: str) -> str:
 
 
 def git_commit() -> str:
-    """The commit that this code is at; empty outside a checkout."""
+    """The commit that this code is at; outside a checkout what ``DSPARK_LAB_COMMIT`` says, or ""."""
     here = Path(__file__).parent
     done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True)
-    return done.stdout.strip()
+    return done.stdout.strip() or os.environ.get("DSPARK_LAB_COMMIT", "")

@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import torch
 
+from drafters.provenance import git_commit
+
 
 class Floor(NamedTuple):
     """Work that an operation cannot do without."""
@@ -104,7 +106,7 @@ def origin() -> dict[str, str]:
         "cuda": str(torch.version.cuda),
         "torch": torch.__version__,
         "triton": triton.__version__,
-        "commit": _output("git", "describe", "--always", "--dirty"),
+        "commit": git_commit(),
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
