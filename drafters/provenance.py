@@ -72,7 +72,7 @@ def driver_version(device: str) -> str:
 
 
 def git_commit() -> str:
-    """The commit that this code is at; outside a checkout what ``DSPARK_LAB_COMMIT`` says, or ""."""
+    """The commit of this code; outside a checkout ``$DSPARK_LAB_COMMIT``, or nothing."""
     here = Path(__file__).parent
     done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True)
     return done.stdout.strip() or os.environ.get("DSPARK_LAB_COMMIT", "")
