@@ -240,13 +240,19 @@ def show_confidences(
     depth, gamma = ring.shape[0], current.shape[1]
     now, then = push % depth, (push + 1) % depth
     for row in range(decoding):
-        anchor, drafted, slot = rows_i[s.ANCHOR, row], rows_i[s.DRAFTED, row], rows_i[s.SLOT, row]
+        anchor, drafted = rows_i[s.ANCHOR, row], rows_i[s.DRAFTED, row]
         for j in range(gamma):
-            current[row, j] = confidence[anchor, j] if j < drafted else 0.0
-        if depth > 1:
+            current[row, j] = confidence[anchor, j]
+        for j in range(drafted, gamma):
+            current[row, j] = 0.0
+    if depth > 1:
+        fresh, old = ring[now], ring[then]
+        for row in range(decoding):
+            slot = rows_i[s.SLOT, row]
             for j in range(gamma):
-                ring[now, slot, j] = current[row, j]
-                lagged[row, j] = ring[then, slot, j]
+                fresh[slot, j] = current[row, j]
+            for j in range(gamma):
+                lagged[row, j] = old[slot, j]
 
 
 @njit(cache=True)
@@ -279,9 +285,9 @@ def count_drafting(rows_i: Array, counts: Array, fresh: Array) -> None:
 @njit(cache=True)
 def begin(
     rows_i: Array, rows_f: Array, lines_i: Array, lines_f: Array, counts: Array, slots: Array,
-    queue: Array, ring: Array, limits: Array, ended: Array, confidence: Array, push: int,
-    current: Array, lagged: Array, fresh: Array, slack_s: Array, tpot_target_s: Array,
-    now_s: float, replica: int,
+    queue: Array, ring: Array, limits: Array, ended: Array, confidence: Array, current: Array,
+    lagged: Array, fresh: Array, slack_s: Array, tpot_target_s: Array, replica: int, push: int,
+    now_s: float,
 ) -> None:  # fmt: skip
     """``admit``, then write what the policy sees of each decoding row."""
     admit(

@@ -15,13 +15,15 @@ import simpy
 
 from policies.base import Policy
 from policies.cost import CostTable
+from sim import commit
 from sim import state as s
 from sim.group import Group
 from sim.prefill import PrefillPool
-from sim.replica import Replica, World
+from sim.replica import Replica
 from sim.routers import Router
 from sim.state import Ints
 from sim.workload import Workload
+from sim.world import World
 
 
 class Cluster:
@@ -169,9 +171,7 @@ class Cluster:
 
     def _arrive(self, requests: Ints) -> None:
         """Requests whose arrival time the run itself decides: now."""
-        lines_f = self.world.lines_f
-        lines_f[requests, s.ARRIVAL] = self.env.now
-        lines_f[requests, s.DEADLINE] = self.env.now + self.patience_s[requests]
+        commit.stamp(requests, self.world.lines_f, self.patience_s, self.env.now)
         self._take_in(requests)
 
     def _take_in(self, requests: Ints) -> None:

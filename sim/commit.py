@@ -18,6 +18,15 @@ Array = Any
 
 
 @njit(cache=True)
+def total(lengths: Array) -> Any:
+    """Sum of small integers, without numpy's overhead."""
+    tokens = 0
+    for length in lengths:
+        tokens += length
+    return tokens
+
+
+@njit(cache=True)
 def walk(
     rows_i: Array, decoding: int, lengths: Array, recorded: Array, first_anchor: Array,
     successor: Array, accepted: Array,
@@ -115,10 +124,10 @@ def end_requests(
 @njit(cache=True)
 def advance(
     rows_i: Array, rows_f: Array, lines_i: Array, lines_f: Array, counts: Array, slots: Array,
-    limits: Array, lengths: Array, draft: Array, recorded: Array, first_anchor: Array,
-    successor: Array, accepted: Array, finished: Array, ended: Array, outcomes: Array,
-    steps_i: Array, steps_f: Array, stalls_i: Array, stalls_f: Array, start_s: float, now_s: float,
-    replica: int,
+    limits: Array, recorded: Array, first_anchor: Array, successor: Array, accepted: Array,
+    finished: Array, ended: Array, outcomes: Array, steps_i: Array, steps_f: Array,
+    stalls_i: Array, stalls_f: Array, replica: int, lengths: Array, draft: Array, start_s: float,
+    now_s: float,
 ) -> None:  # fmt: skip
     """Commit a step that ran from ``start_s`` to ``now_s``.
 
@@ -169,6 +178,14 @@ def compact(rows_i: Array, rows_f: Array, counts: Array, finished: Array, keep: 
         for to in range(first, kept):
             rows_f[field, to] = rows_f[field, keep[to]]
     counts[s.ROWS], counts[s.DECODING] = kept, decoding
+
+
+@njit(cache=True)
+def stamp(requests: Array, lines_f: Array, patience_s: Array, now_s: float) -> None:
+    """These requests arrive now."""
+    for request in requests:
+        lines_f[request, s.ARRIVAL] = now_s
+        lines_f[request, s.DEADLINE] = now_s + patience_s[request]
 
 
 @njit(cache=True)

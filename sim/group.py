@@ -62,25 +62,31 @@ class Group:
         self.traffic.deliver(self.env.now)
         while True:
             try:
-                yield from self._step()
+                yield from self._steps()
             except simpy.Interrupt as outage:
                 length_s: Any = outage.cause
                 yield from self._repair(length_s)
 
-    def _step(self) -> Generator[simpy.Event, Any, None]:
-        env, start_s = self.env, self.env.now
-        active = [replica for replica in self.replicas if replica.admit(start_s)]
-        if not active:
-            if not any(replica.waiting for replica in self.replicas):
-                yield self.traffic.idle(self)
-            return  # one rank's ended request may have sent another rank its successor: look again
-        plans = [replica.plan(start_s) for replica in active]
-        yield env.timeout(max(step_time_s for _, step_time_s in plans))
-        self.traffic.deliver(env.now)  # what arrived meanwhile is routed on the loads of then
-        for replica, (plan, _) in zip(active, plans, strict=True):
-            replica.advance(plan, start_s, env.now)
-            if self.after_step is not None:
-                self.after_step(replica)
+    def _steps(self) -> Generator[simpy.Event, Any, None]:
+        env = self.env
+        while True:
+            start_s = env.now
+            active = [replica for replica in self.replicas if replica.admit(start_s)]
+            if not active:
+                if not any(replica.waiting for replica in self.replicas):
+                    yield self.traffic.idle(self)
+                continue  # one rank's ended request may have sent another its successor
+            plans, longest_s = [], 0.0
+            for replica in active:
+                plan, step_time_s = replica.plan(start_s)
+                plans.append(plan)
+                longest_s = max(longest_s, step_time_s)
+            yield env.timeout(longest_s)
+            self.traffic.deliver(env.now)  # what arrived meanwhile is routed on the loads of then
+            for replica, plan in zip(active, plans, strict=True):
+                replica.advance(plan, start_s, env.now)
+                if self.after_step is not None:
+                    self.after_step(replica)
 
     def _repair(self, length_s: float) -> Generator[simpy.Event, Any, None]:
         """Lose the step under way and all that was held; come back empty."""

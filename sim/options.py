@@ -10,11 +10,11 @@ from policies import registry
 from sim import slo
 from sim.capacity import LOADS, RECORDED
 from sim.group import Outage
-from sim.replica import EngineConfig
 from sim.routers import ROUTERS
 from sim.scaling import METHODS
 from sim.scenarios import SCENARIOS
 from sim.state import PREFILL_MODES
+from sim.world import EngineConfig
 
 
 class Parser(argparse.ArgumentParser):

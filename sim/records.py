@@ -12,8 +12,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from sim import state
-from sim.replica import Replica, World
+from sim.replica import Replica
 from sim.workload import Workload
+from sim.world import World
 
 Ints = npt.NDArray[np.int64]
 

@@ -2,71 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from dataclasses import dataclass
-from itertools import repeat
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from gpu_traces.latency import LatencyModel
 from gpu_traces.schema import AcceptanceTraces
-from policies.base import Policy, StepOutcome, VerifyPlan, VerifyState
+from policies.base import Policy, VerifyPlan
 from policies.cost import CostTable
 from policies.harness import check_plan
 from sim import admission, commit
 from sim import state as s
-from sim.state import PREFILL_MODES, Floats, Ints, successors
+from sim.clock import StepClock
+from sim.state import PREFILL_MODES, Ints, successors
+from sim.view import View
+from sim.world import EngineConfig, World
 
-UNLIMITED_BLOCKS = 1 << 40
 RECORD_STEPS = 256
 """Steps between two looks at whether the record arrays have room."""
 ALL = np.empty(0, dtype=np.int64)
 """Stands for "draft all gamma" in the kernels."""
 NOTHING = VerifyPlan(ALL, None, False)
 """The plan of a step without decoding requests."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineConfig:
-    """Limits of one replica."""
-
-    max_requests: int = 64
-    """Requests that run at once."""
-    max_step_tokens: int = 2048
-    """Target tokens of one step: anchors, drafts and prefill chunks."""
-    prefill: str = "chunked"
-    """``chunked``: prompts share steps with decoding; ``separate``: another pool prefills;
-    ``none``: prompts cost nothing."""
-    kv_tokens: int = 0
-    """Tokens that the KV cache holds; 0 for no limit."""
-    block_tokens: int = 16
-    """KV cache page size."""
-    tpot_target_s: tuple[float, ...] = (np.inf, np.inf, np.inf)
-    """Per SLO class, what ``VerifyState.slack_s`` counts against."""
-    spread: bool = True
-    """Step times vary as profiled; False: every step takes its median."""
-    extrapolate: bool = False
-    """Allow steps outside the latency profile (the origin says so)."""
-    check: bool = False
-    """Verify invariants after every step (slow)."""
-
-    @property
-    def blocks(self) -> int:
-        return self.kv_tokens // self.block_tokens if self.kv_tokens else UNLIMITED_BLOCKS
-
-
-@dataclass(frozen=True)
-class World:
-    """What is true of a run whatever the policy decides: traces, step times, request tables."""
-
-    traces: AcceptanceTraces
-    latency: LatencyModel
-    config: EngineConfig
-    lines_i: Ints
-    lines_f: Floats
-    mean_output_tokens: int
 
 
 class Source(Protocol):
@@ -97,6 +54,7 @@ class Replica:
         self._allocate_records(world.traces)
         self.view = View(self)
         self._steps = self._pushes = 0
+        self._bind()
 
     def _allocate_rows(self, config: EngineConfig, gamma: int) -> None:
         rows = config.max_requests
@@ -137,6 +95,21 @@ class Replica:
         self.stalls_f = np.zeros(RECORD_STEPS * rows)
         self.ended, self.keep = np.zeros(rows, dtype=np.int64), np.zeros(rows, dtype=np.int64)
 
+    def _bind(self) -> None:
+        """Collect the kernels' arrays; again whenever one of them is replaced."""
+        world, traces = self.world, self.world.traces
+        self._of_admit = (
+            self.rows_i, self.rows_f, world.lines_i, world.lines_f, self.counts, self.slots,
+            self.queue, self.ring, self.limits, self.ended, traces.confidence, self.current,
+            self.lagged, self.fresh, self.slack_s, self.tpot_target_s, self.index,
+        )  # fmt: skip
+        self._of_advance = (
+            self.rows_i, self.rows_f, world.lines_i, world.lines_f, self.counts, self.slots,
+            self.limits, traces.accepted, traces.first_anchor, self.successor, self.accepted,
+            self.finished, self.ended, self.outcomes, self.steps_i, self.steps_f, self.stalls_i,
+            self.stalls_f, self.index,
+        )  # fmt: skip
+
     @property
     def waiting(self) -> int:
         """Requests in the queue."""
@@ -155,6 +128,7 @@ class Replica:
         size = front + 2 * (waiting.size + wanted)
         if size > self.queue.size:
             self.queue = np.zeros(size, dtype=np.int64)
+            self._bind()
         self.queue[front : front + waiting.size] = waiting
         self.counts[s.HEAD], self.counts[s.TAIL] = front, front + waiting.size
 
@@ -163,12 +137,7 @@ class Replica:
         first = self.policy.first_draft
         self.limits[s.FIRST_DRAFT] = self.current.shape[1] if first is None else first
         while True:
-            admission.begin(
-                self.rows_i, self.rows_f, self.world.lines_i, self.world.lines_f, self.counts,
-                self.slots, self.queue, self.ring, self.limits, self.ended,
-                self.world.traces.confidence, self._pushes, self.current, self.lagged, self.fresh,
-                self.slack_s, self.tpot_target_s, now_s, self.index,
-            )  # fmt: skip
+            admission.begin(*self._of_admit, self._pushes, now_s)
             if not self._tell_ended(now_s):  # who left may have made room or sent a successor
                 return bool(self.counts[s.ROWS])
 
@@ -182,7 +151,7 @@ class Replica:
         plan = self.policy.plan(state)
         if self.world.config.check:
             check_plan(self.policy, state, plan)
-        return plan, self.clock.step_time_s(counts, int(plan.lengths.sum()), plan.adaptive)
+        return plan, self.clock.step_time_s(counts, commit.total(plan.lengths), plan.adaptive)
 
     def advance(self, plan: VerifyPlan, start_s: float, now_s: float) -> None:
         """Commit the step: tokens, records, ends; then tell the policy and the source."""
@@ -190,13 +159,8 @@ class Replica:
         if step % RECORD_STEPS == 0:
             self._grow_records()
         self._steps = step + 1
-        commit.advance(
-            self.rows_i, self.rows_f, self.world.lines_i, self.world.lines_f, self.counts,
-            self.slots, self.limits, plan.lengths, ALL if plan.draft is None else plan.draft,
-            self.world.traces.accepted, self.world.traces.first_anchor, self.successor,
-            self.accepted, self.finished, self.ended, self.outcomes, self.steps_i, self.steps_f,
-            self.stalls_i, self.stalls_f, start_s, now_s, self.index,
-        )  # fmt: skip
+        draft = ALL if plan.draft is None else plan.draft
+        commit.advance(*self._of_advance, plan.lengths, draft, start_s, now_s)
         if self.learns and plan.lengths.size:
             self.policy.observe(self.view.outcome(plan, step, now_s - start_s))
         if self.counts[s.ENDED]:
@@ -234,102 +198,8 @@ class Replica:
             self.steps_i, self.steps_f = _doubled(self.steps_i), _doubled(self.steps_f)
         if self.counts[s.STALLS] + RECORD_STEPS * self.finished.size > self.stalls_f.size:
             self.stalls_i, self.stalls_f = _doubled(self.stalls_i), _doubled(self.stalls_f)
-
-
-class StepClock:
-    """How long steps take: the latency model, with its noise."""
-
-    def __init__(self, world: World, rng: np.random.Generator) -> None:
-        self.model, self.extrapolate = world.latency, world.config.extrapolate
-        self.verify_s: list[float] = world.latency.verify_s.tolist()
-        self.draft_s: list[list[float]] = world.latency.draft_s.tolist()
-        self.spread = world.latency.spread if world.config.spread else 0.0
-        self.noise = self._noise(rng)
-
-    def step_time_s(self, counts: list[int], budget: int, adaptive: bool) -> float:
-        """Seconds of a step that verifies ``budget`` drafts (``LatencyModel``'s formula)."""
-        model, context = self.model, counts[s.CONTEXT_SUM]
-        if context > model.max_context_tokens:
-            model.check_range(0, 0, context, self.extrapolate)
-        tokens = counts[s.DECODING] + counts[s.PREFILL_TOKENS] + budget
-        seconds = model.overhead_s + self.verify_s[tokens] + model.context_s * context
-        if counts[s.DECODING] and counts[s.LONGEST]:
-            seconds += self.draft_s[counts[s.LONGEST]][counts[s.DRAFTING]]
-            seconds += model.draft_context_s * counts[s.DRAFT_CONTEXT]
-            seconds += model.refill_s * counts[s.REFILL]
-        if adaptive:
-            seconds += model.adaptive_s
-        return seconds * next(self.noise)
-
-    def _noise(self, rng: np.random.Generator) -> Generator[float, None, None]:
-        """Factors on the median step time, drawn in blocks."""
-        if not self.spread:
-            yield from repeat(1.0)
-        while True:
-            yield from np.exp(self.spread * rng.standard_normal(1024)).tolist()
-
-
-class View:
-    """Read-only windows on a replica's arrays, cut to the decoding rows."""
-
-    def __init__(self, replica: Replica) -> None:
-        self.replica = replica
-        rows = replica.rows_i
-        fields = (s.DRAFTED, s.SLOT), (s.CONTEXT, s.GENERATED, s.DOMAIN, s.SLO_CLASS)
-        self._seen = [
-            _read_only(array)
-            for array in (
-                replica.current,
-                replica.lagged,
-                *(rows[field] for field in fields[0]),
-                replica.fresh,
-                *(rows[field] for field in fields[1]),
-                replica.slack_s,
-            )
-        ]
-        self.accepted, self.finished = _read_only(replica.accepted), _read_only(replica.finished)
-        self._cuts: dict[int, list[npt.NDArray[Any]]] = {}
-
-    def _cut(self, rows: int) -> list[npt.NDArray[Any]]:
-        """The windows' first rows; kept, since the same few counts come again and again."""
-        if rows not in self._cuts:
-            self._cuts[rows] = [array[:rows] for array in self._seen]
-        return self._cuts[rows]
-
-    def state(self, counts: list[int], now_s: float) -> VerifyState:
-        """What the policy sees at the start of a step."""
-        rows = counts[s.DECODING]
-        return VerifyState._make(
-            (
-                counts[s.STEP],
-                now_s,
-                *self._cut(rows),
-                rows + counts[s.PREFILL_TOKENS],
-                rows + counts[s.PREFILL_ENDS],
-                counts[s.TAIL] - counts[s.HEAD],
-                self.replica.cost,
-                self._truth(rows) if self.replica.policy.analysis_only else None,
-            )
-        )
-
-    def _truth(self, rows: int) -> Ints:
-        recorded = self.replica.world.traces.accepted
-        truth: Ints = recorded[self.replica.rows_i[s.ANCHOR, :rows]].astype(np.int64)
-        return truth
-
-    def outcome(self, plan: VerifyPlan, step: int, step_time_s: float) -> StepOutcome:
-        """What the policy learns after the step, rows as they were when it planned."""
-        rows = plan.lengths.size
-        current, _, _, slots, *_ = self._cut(rows)
-        accepted, finished = self.accepted[:rows], self.finished[:rows]
-        return StepOutcome(step, slots, plan.lengths, accepted, current, finished, step_time_s)
+        self._bind()
 
 
 def _doubled(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return np.concatenate([array, np.zeros_like(array)])
-
-
-def _read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    view = array.view()
-    view.setflags(write=False)
-    return view

@@ -19,7 +19,6 @@ from policies.export import Calibrated
 from sim.binding import bind
 from sim.capacity import LOADS, RECORDED, capacity_rps
 from sim.importers import load
-from sim.replica import EngineConfig
 from sim.request_table import RequestTable, scaled
 from sim.scaling import Method
 from sim.scenarios import SCENARIOS, generate, scenario
@@ -27,6 +26,7 @@ from sim.simulate import ClusterConfig
 from sim.slo import DEFAULTS, Slos
 from sim.streams import ClosedScenario
 from sim.workload import Workload, children, poisson
+from sim.world import EngineConfig
 
 DEFAULT_MAX_REQUESTS = 256
 DEFAULT_STEP_TOKENS = 8192

@@ -16,10 +16,10 @@ from sim.group import Outage, random_outages
 from sim.integrity import check_integrity, check_replica
 from sim.prefill import PrefillPool
 from sim.records import Records, collect
-from sim.replica import EngineConfig, World
 from sim.routers import ROUTERS
 from sim.state import request_table
 from sim.workload import Workload
+from sim.world import EngineConfig, World
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,9 +18,9 @@ from gpu_traces.latency import linear
 from gpu_traces.schema import AcceptanceTraces
 from gpu_traces.synthetic import synthetic_traces
 from sim.records import Records
-from sim.replica import EngineConfig
 from sim.simulate import ClusterConfig, simulate
 from sim.workload import Workload, at_once, poisson
+from sim.world import EngineConfig
 
 LATENCY = linear(5e-3, 1e-5, 5e-4, 5e-6)
 

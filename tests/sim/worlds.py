@@ -10,9 +10,9 @@ import numpy as np
 from gpu_traces.latency import LatencyModel, constant, linear
 from gpu_traces.schema import AcceptanceTraces, Origin
 from sim.records import Records
-from sim.replica import EngineConfig
 from sim.simulate import ClusterConfig, simulate
 from sim.workload import Workload, poisson
+from sim.world import EngineConfig
 
 GAMMA = 7
 REPLICATIONS = 20
