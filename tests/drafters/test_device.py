@@ -1,5 +1,7 @@
-"""Everything that a campaign does on a GPU, on an emulated one: devices are never mixed."""
+"""Everything that a campaign does on a GPU, on an emulated one: devices are never mixed. With
+``--device cuda`` the campaign runs on the real one."""
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,17 +52,19 @@ def test_a_small_campaign_runs_on_the_device(
     inputs: Path,  # noqa: F811
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
+    real = request.config.getoption("--device") == "cuda"
     small = replace(campaign_stages.SIZES["small", "any"], steps=3)
     monkeypatch.setitem(campaign_stages.SIZES, ("small", "any"), small)
     monkeypatch.setattr(campaign_latency, "MOST_REPETITIONS", 3)
     stages = tuple(stage for stage in SHARES if stage != "kernels")
     prompts = (str(inputs / "prompts.jsonl"),)
     plan = Plan(tmp_path, str(inputs / "tiny"), prompts, "cuda", "bfloat16", "small", stages)
-    with emulated():
+    with contextlib.nullcontext() if real else emulated():
         for task in tasks(plan):
             assert run_here(task) == 0, task.name
     assert check(tmp_path)[1] == []
     graphs = read_bundle(tmp_path / "bundles" / "tiny-dspark-graphs")
-    assert graphs.manifest.hardware == NAME
+    assert graphs.manifest.hardware == (torch.cuda.get_device_name() if real else NAME)
     assert graphs.steps["graph"].any()
