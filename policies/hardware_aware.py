@@ -20,7 +20,7 @@ from typing import ClassVar
 from policies.base import Policy, VerifyPlan, VerifyState
 from policies.limits import in_range
 from policies.registry import register
-from policies.select import best_lengths, step_cost_s
+from policies.select import best_lengths
 
 
 @register
@@ -42,8 +42,10 @@ class HardwareAware(Policy):
 
     def plan(self, state: VerifyState) -> VerifyPlan:
         """The best lagged budget, spent on the best current drafts."""
-        fixed_s, verify_s = step_cost_s(state)
-        base = state.sampling_requests
+        cost, base = state.cost, state.sampling_requests
         return VerifyPlan(
-            best_lengths(state.lagged, state.current, state.drafted, base, fixed_s, verify_s)
-        )
+            best_lengths(
+                state.lagged, state.current, state.drafted, base, 0, state.other_tokens,
+                cost.draft_s, cost.verify_s,
+            )
+        )  # fmt: skip

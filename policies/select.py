@@ -89,12 +89,35 @@ def top_budget(survival: Floats, drafted: Ints, budget: int) -> Ints:
 
 
 @njit(cache=True)
+def believed_cost_s(
+    drafted: Ints, batch: int, other_tokens: int, draft_s: Floats, verify_s: Floats
+) -> tuple[float, Floats]:
+    """Seconds of drafting, and of the target pass at B = 0, 1, ..., all, by a ``CostTable``.
+
+    ``batch`` > 0 charges full blocks for so many requests instead of what was drafted.
+    """
+    drafting, longest, total = draft_counts(drafted)
+    if batch > 0:
+        drafting, longest = batch, draft_s.shape[0] - 1
+    fixed_s = draft_s[longest, min(drafting, draft_s.shape[1] - 1)]
+    last = verify_s.size - 1
+    slope_s = verify_s[last] - verify_s[last - 1] if last > 0 else 0.0
+    curve_s = np.empty(total + 1)
+    for b in range(total + 1):
+        tokens = other_tokens + b
+        beyond = max(tokens - last, 0)
+        curve_s[b] = verify_s[min(tokens, last)] + slope_s * beyond
+    return fixed_s, curve_s
+
+
+@njit(cache=True)
 def best_lengths(
-    lagged: Confidences, current: Confidences, drafted: Ints, base: float, fixed_s: float,
-    verify_s: Floats,
+    lagged: Confidences, current: Confidences, drafted: Ints, base: float, batch: int,
+    other_tokens: int, draft_s: Floats, verify_s: Floats,
 ) -> Ints:  # fmt: skip
     """Lengths [R]: the best budget of the lagged survivals, spent on the best current ones."""
-    budget, _ = best_budget(survivals(lagged, drafted), base, fixed_s, verify_s)
+    fixed_s, curve_s = believed_cost_s(drafted, batch, other_tokens, draft_s, verify_s)
+    budget, _ = best_budget(survivals(lagged, drafted), base, fixed_s, curve_s)
     return top_budget(survivals(current, drafted), drafted, budget)
 
 
@@ -103,9 +126,11 @@ def step_cost_s(state: VerifyState) -> tuple[float, Floats]:
 
     The drafts exist already, but their time is part of the step that B divides.
     """
-    drafting, longest, total = draft_counts(state.drafted)
-    fixed_s = state.cost.draft_time_s(drafting, longest)
-    return fixed_s, state.cost.verify_curve_s(state.other_tokens, total + 1)
+    cost = state.cost
+    believed: tuple[float, Floats] = believed_cost_s(
+        state.drafted, 0, state.other_tokens, cost.draft_s, cost.verify_s
+    )
+    return believed
 
 
 def warm_up() -> None:
@@ -122,7 +147,10 @@ def warm_up() -> None:
             for base in (2, 2.0):
                 best_budget(survival, base, 0.5, curve)
                 early_stop_budget(survival, base, 0.5, curve)
-                best_lengths(confidences, confidences, drafted, base, 0.5, curve)
+            draft_s = np.ones((3, 4))
+            draft_s.setflags(write=False)
+            believed_cost_s(drafted, 0, 2, draft_s, curve)
+            best_lengths(confidences, confidences, drafted, 2, 0, 2, draft_s, curve)
             draft_counts(drafted)
             prefix_above(confidences, drafted, 0.5, True)
             top_budget(survival, drafted, 2)

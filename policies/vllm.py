@@ -19,7 +19,7 @@ from typing import ClassVar
 from policies.base import Policy, VerifyPlan, VerifyState
 from policies.limits import in_range
 from policies.registry import register
-from policies.select import best_lengths, draft_counts
+from policies.select import best_lengths
 
 
 @register
@@ -42,9 +42,10 @@ class Vllm(Policy):
 
     def plan(self, state: VerifyState) -> VerifyPlan:
         """The argmax of the whole curve, spent on the best current drafts."""
-        requests, cost = state.sampling_requests, state.cost
-        verify_s = cost.verify_curve_s(state.other_tokens, draft_counts(state.drafted)[2] + 1)
-        fixed_s = cost.draft_time_s(requests)
+        cost, requests = state.cost, state.sampling_requests
         return VerifyPlan(
-            best_lengths(state.lagged, state.current, state.drafted, requests, fixed_s, verify_s)
-        )
+            best_lengths(
+                state.lagged, state.current, state.drafted, requests, requests, state.other_tokens,
+                cost.draft_s, cost.verify_s,
+            )
+        )  # fmt: skip
