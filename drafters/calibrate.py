@@ -7,7 +7,8 @@ values in 0.1..10 that minimises the calibration error of
 
 At temperature 0 the outcome is an argmax match and not 1 - TV, so the head is off by an offset that
 no temperature mends. ``sts+bias`` fits Platt's form sigmoid(logit c_k / T_k + b_k) instead, in the
-same sequence, by the log loss (the calibration error would be least for a constant).
+same sequence, by the log loss (the calibration error would be least for a constant) and a weak
+normal prior on log T_k and b_k, which decides only where hardly any outcome does.
 
 Fitted on the prompts of one half, reported on the other. Dense anchors stand on long, easy,
 repetitive text more often than a decoder does, so by default anchors weigh as often as walks with
@@ -49,6 +50,7 @@ Ints = npt.NDArray[np.int64]
 
 TEMPERATURES = np.logspace(-1, 1, 41)
 FIT_BINS = 15
+PRIOR_PRECISION = np.array([4.0, 0.25])  # of log T_k and b_k: standard deviations 0.5 and 2
 HALF_STEP = 1 / 510  # bundles keep max_prob in 256 levels: 1.0 means anything that rounds to it
 ONLINE_BATCH = 32  # blocks per step when the online estimator is replayed
 
@@ -104,13 +106,17 @@ def fit_sts_bias(
     """Scale and offset per position by sequential log loss; arguments as ``fit_sts``."""
 
     def search(score: Floats, prefix: Floats, outcome: Floats, mass: Floats) -> tuple[float, float]:
+        precision = PRIOR_PRECISION * np.square(mass).sum()  # per anchor, as the loss is
+
         def loss(slope_and_bias: Floats) -> tuple[float, Floats]:
             s = expit(score * np.exp(slope_and_bias[0]) + slope_and_bias[1])
             p = np.clip(prefix * s, EDGE, 1 - EDGE)
             value = -(mass * np.where(outcome > 0, np.log(p), np.log1p(-p))).sum()
+            value += (precision * np.square(slope_and_bias)).sum() / 2
             slope = mass * (p - outcome) * (1 - s) / (1 - p)
             scaled = score * np.exp(slope_and_bias[0])
-            return value, np.array([(slope * scaled).sum(), slope.sum()])
+            gradient = np.array([(slope * scaled).sum(), slope.sum()])
+            return value, gradient + precision * slope_and_bias
 
         limits = [(-np.log(10), np.log(10)), (-10, 10)]
         found = minimize(loss, np.zeros(2), jac=True, method="L-BFGS-B", bounds=limits)

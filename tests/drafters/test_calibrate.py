@@ -63,6 +63,15 @@ def test_an_offset_needs_a_bias() -> None:
     assert np.allclose(platt.scales, 1.0, atol=0.12)
 
 
+def test_a_position_without_acceptances_stays_off_the_bounds() -> None:
+    """The likelihood alone would send the offset to minus infinity; the prior holds it."""
+    anchors = blocks(1.0, 0.0)
+    accepted = np.minimum(anchors.accepted[:300], GAMMA - 1)
+    fitted = cal.fit_sts_bias(anchors.raw[:300], accepted)
+    assert -8 < fitted.bias[-1] < -1
+    assert 0.2 < fitted.scales[-1] < 5
+
+
 def test_temperature_keeps_the_ranking_of_position_one() -> None:
     anchors = blocks(2.0, 0.0)
     before = cal.scores(anchors, cal.identity(GAMMA, 1.0))["auc"][0]
