@@ -120,7 +120,7 @@ SIZES = {
             "--policies", "none", "fixed-k", "confidence", "vllm", "goodput",
             "--concurrency", "1", "8", "32", "128", "256", "--least", "4", "--arrival-count", "150",
         ),
-        together=5,
+        together=6,
     ),
 }  # fmt: skip
 

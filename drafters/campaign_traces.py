@@ -28,7 +28,7 @@ from drafters.errors import UserError
 from drafters.generate import whole_lines
 from drafters.provenance import measured
 from drafters.target import load_target
-from drafters.trace import _response_table, dense_anchors
+from drafters.trace import _response_table, dense_group
 from gpu_traces.bundle import BundleError, read_bundle, write_bundle
 
 SHARD = 16  # responses in a file: what a kill can lose
@@ -51,21 +51,30 @@ def anchors(args: argparse.Namespace) -> None:
     args.shards.mkdir(parents=True, exist_ok=True)
     _write_json(args.shards / "drafter.json", {"source": args.drafter, "gamma": drafter.gamma})
     started = time.monotonic()
-    for first in range(0, len(rows), SHARD):
+    part, parts = args.part
+    for first in range(SHARD * (part - 1), len(rows), SHARD * parts):
         path = args.shards / f"{first:06d}.npz"
         if path.exists():
             continue
         if time.monotonic() - started > args.seconds:
             print(f"{first} of {len(rows)} responses when the time was spent")
             return
-        parts = []
-        for i, row in enumerate(rows[first : first + SHARD], first):
-            made = dense_anchors(target, drafter, row, args.seed)
-            parts.append(made | {"request_id": np.full(len(made["accepted"]), i)})
+        mine = rows[first : first + SHARD]
+        made = dense_group(target, drafter, mine, args.seed)
+        counts = [len(row["response_tokens"]) - 1 for row in mine]
+        made["request_id"] = np.repeat(np.arange(first, first + len(mine)), counts)
         temporary = path.with_suffix(".tmp.npz")
-        np.savez(temporary, **{k: np.concatenate([p[k] for p in parts]) for k in parts[0]})
+        np.savez(temporary, **made)
         os.replace(temporary, path)
-    print(f"all {len(rows)} responses")
+    print(f"all of {len(rows)} responses" + (f", part {part}/{parts}" if parts > 1 else ""))
+
+
+def part_of(text: str) -> tuple[int, int]:
+    """``2/3`` as (2, 3): the second of three processes that share the work."""
+    part, parts = (int(word) for word in text.split("/"))
+    if not 1 <= part <= parts:
+        raise ValueError(text)
+    return part, parts
 
 
 def bundle(args: argparse.Namespace) -> None:
@@ -127,7 +136,7 @@ def _calibrate(folder: Path) -> None:
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
     temporary.write_text(json.dumps(value))
     os.replace(temporary, path)
 
@@ -153,6 +162,8 @@ def parser() -> argparse.ArgumentParser:
         if name == "anchors":
             add("--drafter", required=True, help="checkpoint folder, shipped name or 'ngram'")
             add("--seconds", type=float, default=1e9, help="start no shard after so long")
+            add("--part", type=part_of, default=(1, 1), metavar="I/N",
+                help="make every N-th shard only, beside N - 1 other processes")  # fmt: skip
             add("--dtype", choices=("float32", "bfloat16"), default="float32", help="precision")
         else:
             add("--drafter-name", default="", help="name in the manifest; empty: the folder's")

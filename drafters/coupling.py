@@ -11,25 +11,28 @@ accepted if the drafter's argmax is y_k. Source: Leviathan et al. 2023, maximal 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from drafters.sampling import sample
+from drafters.sampling import block_sums, chosen_block, draw, in_blocks
 
 
 class Coupled:
     """A ``Draw`` that follows a known text and keeps what happened; rows are n anchors.
 
     ``truth`` [n, gamma]: y_k, -1 past the response's end (nothing there can be accepted).
-    ``target_logits`` [n, gamma, V]: the target's at the positions that precede y_k.
+    ``told``: for every position k the target's probabilities [n, V] before y_k (views of one table
+    where anchors are neighbours); not read at temperature 0.
     ``uniforms`` [2, n, gamma]: one for acceptance, one for the token drawn otherwise.
     """
 
     def __init__(
-        self, truth: Tensor, target_logits: Tensor, temperature: float, uniforms: Tensor
+        self, truth: Tensor, told: Sequence[Tensor], temperature: float, uniforms: Tensor
     ) -> None:
         n, gamma = truth.shape
-        self.truth, self.target_logits, self.temperature = truth, target_logits, temperature
+        self.truth, self.told, self.temperature = truth, told, temperature
         self.uniforms = uniforms
         self.alive = torch.ones(n, dtype=torch.bool, device=truth.device)
         self.accepted = torch.zeros(n, dtype=torch.int8, device=truth.device)
@@ -47,19 +50,24 @@ class Coupled:
         return token
 
     def _sampled(self, k: int, logits: Tensor) -> Tensor:
-        p_d = torch.softmax(logits / self.temperature, -1)
-        p_t = torch.softmax(self.target_logits[:, k].float() / self.temperature, -1)
+        p_d, p_t = softmax(logits, self.temperature), self.told[k]
         self.max_prob[:, k] = p_d.amax(-1)
         y = self.truth[:, k].clamp_min(0).unsqueeze(1)
         ratio = (p_d.gather(1, y) / p_t.gather(1, y)).squeeze(1)
         takes = (self.uniforms[0, :, k] < ratio) & (self.truth[:, k] >= 0)
-        residual = (p_d - p_t).clamp_min_(0)
-        alpha = 1 - residual.sum(-1)
-        rejected_here = self.alive & (self.truth[:, k] >= 0) & (alpha < 1)
-        law = torch.where(rejected_here.unsqueeze(1), residual, p_d)
-        other = sample(law, self.uniforms[1, :, k])
+        drafted, residual = in_blocks(p_d), in_blocks((p_d - p_t).clamp_min_(0))
+        masses = block_sums(residual)
+        excess = masses.sum(-1)
+        rejects = (self.alive & (self.truth[:, k] >= 0) & (excess > 0)).unsqueeze(1)
+
+        def within(block: Tensor) -> Tensor:
+            """What is drawn from after a rejection or off the text: residual or p_d."""
+            return torch.where(rejects, chosen_block(residual, block), chosen_block(drafted, block))
+
+        masses = torch.where(rejects, masses, block_sums(drafted))
+        other = draw(masses, within, self.uniforms[1, :, k])
         token = torch.where(self.alive & takes, y.squeeze(1), other)
-        self._advance(k, takes, alpha)
+        self._advance(k, takes, (1 - excess).float())
         return token
 
     def _advance(self, k: int, takes: Tensor, alpha: Tensor) -> None:
@@ -68,3 +76,9 @@ class Coupled:
         self.alpha[:, k] = torch.where(inside, alpha, 0.0)
         self.alive = inside & takes
         self.accepted += self.alive.to(torch.int8)
+
+
+def softmax(logits: Tensor, temperature: float) -> Tensor:
+    """fp32 softmax of logits [..., V] at a temperature above 0."""
+    wide = logits.float()
+    return torch.softmax(wide if temperature == 1 else wide / temperature, -1)

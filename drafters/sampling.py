@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+BLOCK = 128  # tokens whose probabilities are summed before anything is accumulated
 
 
 def request_uniforms(seed: int, name: str, count: int) -> np.ndarray:
@@ -24,11 +28,48 @@ def probabilities(logits: Tensor, temperature: float) -> Tensor:
 
 
 def sample(probs: Tensor, uniforms: Tensor) -> Tensor:
-    """Inverse-CDF draw [n]: first token whose cumulative probability (rows [n, V]) exceeds u."""
-    cumulative = probs.cumsum(-1, dtype=torch.float64)
-    threshold = uniforms.to(cumulative).unsqueeze(-1) * cumulative[..., -1:]
-    return (
-        torch.searchsorted(cumulative, threshold, right=True)
-        .squeeze(-1)
-        .clamp_max(probs.shape[-1] - 1)
-    )
+    """Inverse-CDF draw [n]: first token whose cumulative probability (rows [n, V]) exceeds u.
+
+    Rows need not sum to 1; a token of probability 0 is never drawn from a row that has any other.
+    """
+    blocks = in_blocks(probs)
+    return draw(block_sums(blocks), lambda block: chosen_block(blocks, block), uniforms)
+
+
+def in_blocks(probs: Tensor) -> Tensor:
+    """[n, V] as [n, blocks, BLOCK], filled up with zeros."""
+    missing = -probs.shape[-1] % BLOCK
+    return (F.pad(probs, (0, missing)) if missing else probs).unflatten(-1, (-1, BLOCK))
+
+
+def block_sums(blocks: Tensor) -> Tensor:
+    """[n, blocks] mass of each block, float64."""
+    return blocks.sum(-1, dtype=torch.float64)
+
+
+def chosen_block(blocks: Tensor, block: Tensor) -> Tensor:
+    """[n, BLOCK] one block of each row."""
+    return blocks[torch.arange(len(block), device=block.device), block]
+
+
+def draw(sums: Tensor, within: Callable[[Tensor], Tensor], uniforms: Tensor) -> Tensor:
+    """Inverse-CDF draw in two levels: a block by its mass, then a token in it.
+
+    ``sums`` [n, blocks] float64; ``within(block)`` gives the probabilities [n, BLOCK] in a block of
+    each row; ``uniforms`` [n]. So nothing but a sum ever runs over the whole vocabulary.
+    """
+    cumulative = sums.cumsum(-1)
+    at = uniforms.to(sums).unsqueeze(-1) * cumulative[:, -1:]
+    block = _first_above(cumulative, at)
+    before = cumulative.gather(-1, block) - sums.gather(-1, block)
+    inside = within(block.squeeze(-1)).cumsum(-1, dtype=torch.float64)
+    token = _first_above(inside, (at - before).clamp_min(0.0))
+    return (block * BLOCK + token).squeeze(-1)
+
+
+def _first_above(cumulative: Tensor, at: Tensor) -> Tensor:
+    """[n, 1] first index whose cumulative mass exceeds ``at`` [n, 1], which rounding may have put
+    at or above the whole mass: then the last index that has any mass."""
+    below_all = torch.nextafter(cumulative[:, -1:], torch.zeros_like(at))
+    found = torch.searchsorted(cumulative, torch.minimum(at, below_all), right=True)
+    return found.clamp_max(cumulative.shape[-1] - 1)

@@ -12,80 +12,149 @@ import hashlib
 import json
 import shutil
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from drafters import generate, profile
 from drafters.base import CONFIDENCE_DTYPE, Drafter
 from drafters.checkpoint import load
-from drafters.coupling import Coupled
+from drafters.coupling import Coupled, softmax
 from drafters.errors import UserError, exit_code
 from drafters.progress import progress
 from drafters.provenance import measured
 from drafters.sampling import request_uniforms
-from drafters.target import Target, load_target
+from drafters.target import KVCache, Target, load_target
 from gpu_traces.bundle import Manifest, write_bundle
 
-CHUNK_ANCHORS = 64  # anchors drafted in one pass
+CHUNK_ANCHORS = {"cuda": 512}  # anchors drafted in one pass
+CPU_ANCHORS = 64
+TOGETHER = {"cuda": 8}  # responses in one target pass; elsewhere padding costs more than passes
+Row = dict[str, Any]
+"""A response as ``drafters.generate`` writes it."""
 
 
-@torch.no_grad()
-def dense_anchors(
-    target: Target, drafter: Drafter, row: dict[str, object], seed: int
-) -> dict[str, np.ndarray]:
-    """Draft a coupled block at every anchor of one response (``row`` of ``drafters.generate``).
+class Text(NamedTuple):
+    """A response and what the target says about it; t tokens, the last L of them the response."""
+
+    tokens: Tensor
+    """[t]"""
+    start: int
+    """t - L"""
+    temperature: float
+    hidden: Tensor
+    """[t, d] after the target's final norm."""
+    features: Tensor
+    """[t, m * d]"""
+    uniforms: Tensor
+    """[2, L, gamma]"""
+
+
+def dense_anchors(target: Target, drafter: Drafter, row: Row, seed: int) -> dict[str, np.ndarray]:
+    """Draft a coupled block at every anchor of one response.
 
     Returns columns of the bundle's anchors table, L - 1 rows each (vectors [L - 1, gamma]).
     """
-    device = target.norm.weight.device
-    prompt, response = list(row["prompt_tokens"]), list(row["response_tokens"])  # type: ignore[call-overload]
-    tokens = torch.tensor(prompt + response, device=device)
-    out = target(
-        tokens[None],
-        torch.arange(len(tokens), device=device)[None],
-        feature_layers=drafter.feature_layers,
-    )
-    features = out.features if out.features is not None else tokens.new_zeros(1, len(tokens), 0)
-    anchors = torch.arange(len(prompt), len(tokens) - 1, device=device)
-    uniforms = request_uniforms(seed, f"{row['name']}/draft", 2 * len(response) * drafter.gamma)
-    uniforms = torch.tensor(uniforms, device=device).view(2, len(response), drafter.gamma)
-    parts = []
-    for chunk in anchors.split(CHUNK_ANCHORS):
-        state = _shared_state(drafter, tokens, features, int(chunk[-1]), len(chunk))
-        at = chunk.unsqueeze(1) + torch.arange(1, drafter.gamma + 1, device=device)
-        inside = at < len(tokens)
-        truth = torch.where(inside, tokens[at.clamp_max(len(tokens) - 1)], -1)
-        logits = target.lm_head(out.hidden[0, (at - 1).clamp_max(len(tokens) - 1)])
-        mine = uniforms[:, chunk - len(prompt)]
-        draw = Coupled(truth, logits, float(row["temperature"]), mine)  # type: ignore[arg-type]
-        proposal = drafter.propose(state, tokens[chunk], chunk, drafter.gamma, draw)
-        confidence = draw.max_prob if proposal.confidences is None else proposal.confidences
-        parts.append(
-            {
-                "position": chunk - len(prompt),
-                "context_tokens": chunk,
-                "confidence": confidence.to(CONFIDENCE_DTYPE),
-                "accepted": draw.accepted,
-                "alpha": draw.alpha.clamp(0, 1),
-                "max_prob": draw.max_prob.clamp(0, 1),
-            }
-        )
+    return dense_group(target, drafter, [row], seed)
+
+
+@torch.no_grad()
+def dense_group(
+    target: Target, drafter: Drafter, rows: Sequence[Row], seed: int
+) -> dict[str, np.ndarray]:
+    """``dense_anchors`` of several responses, one after the other in each column.
+
+    The device is waited for once, at the end.
+    """
+    together = TOGETHER.get(target.norm.weight.device.type, 1)
+    order = sorted(range(len(rows)), key=lambda i: _length(rows[i]))
+    made: dict[int, list[dict[str, Tensor]]] = {}
+    for start in range(0, len(rows), together):
+        chosen = order[start : start + together]
+        texts = _texts(target, drafter, [rows[i] for i in chosen], seed)
+        made |= {
+            i: list(_chunks(target, drafter, text)) for i, text in zip(chosen, texts, strict=True)
+        }
+    parts = [part for i in range(len(rows)) for part in made[i]]
     return {key: torch.cat([p[key] for p in parts]).cpu().numpy() for key in parts[0]}
 
 
-def _shared_state(
-    drafter: Drafter, tokens: torch.Tensor, features: torch.Tensor, last: int, rows: int
-) -> object:
+def _length(row: Row) -> int:
+    return len(row["prompt_tokens"]) + len(row["response_tokens"])
+
+
+def _texts(target: Target, drafter: Drafter, rows: Sequence[Row], seed: int) -> Iterator[Text]:
+    """One target pass over the rows, padded to the longest."""
+    device, gamma = target.norm.weight.device, drafter.gamma
+    texts = [torch.tensor(row["prompt_tokens"] + row["response_tokens"]) for row in rows]
+    tokens = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True).to(device)
+    positions = torch.arange(tokens.shape[1], device=device).expand_as(tokens)
+    out = target(tokens, positions, feature_layers=drafter.feature_layers)
+    features = tokens.new_zeros(*tokens.shape, 0) if out.features is None else out.features
+    sizes = [2 * len(row["response_tokens"]) * gamma for row in rows]
+    drawn = [
+        request_uniforms(seed, f"{row['name']}/draft", size)
+        for row, size in zip(rows, sizes, strict=True)
+    ]
+    uniforms = torch.from_numpy(np.concatenate(drawn)).to(device).split(sizes)
+    for i, row in enumerate(rows):
+        length, start = _length(row), len(row["prompt_tokens"])
+        yield Text(
+            tokens[i, :length], start, float(row["temperature"]), out.hidden[i, :length],
+            features[i, :length], uniforms[i].view(2, length - start, gamma),
+        )  # fmt: skip
+
+
+def _chunks(target: Target, drafter: Drafter, text: Text) -> Iterator[dict[str, Tensor]]:
+    """Columns of the anchors of one response, some anchors at a time."""
+    device, gamma, start = text.tokens.device, drafter.gamma, text.start
+    size = CHUNK_ANCHORS.get(device.type, CPU_ANCHORS)
+    truth = F.pad(text.tokens[start + 1 :], (0, gamma), value=-1).unfold(0, gamma, 1)
+    table = _told(target, text, gamma) if text.temperature > 0 else None
+    anchors = torch.arange(start, len(text.tokens) - 1, device=device)
+    for first, chunk in zip(range(0, len(anchors), size), anchors.split(size), strict=True):
+        end = first + len(chunk)
+        told = [] if table is None else [table[first + k : end + k] for k in range(gamma)]
+        draw = Coupled(truth[first:end], told, text.temperature, text.uniforms[:, first:end])
+        state = _shared_state(drafter, text, start + end - 1, len(chunk))
+        proposal = drafter.propose(
+            state, text.tokens[start + first : start + end], chunk, gamma, draw
+        )
+        confidence = draw.max_prob if proposal.confidences is None else proposal.confidences
+        yield {
+            "position": chunk - start,
+            "context_tokens": chunk,
+            "confidence": confidence.to(CONFIDENCE_DTYPE),
+            "accepted": draw.accepted,
+            "alpha": draw.alpha.clamp(0, 1),
+            "max_prob": draw.max_prob.clamp(0, 1),
+        }
+
+
+def _told(target: Target, text: Text, gamma: int) -> Tensor:
+    """[L + gamma, V] the target's probabilities after each token of the response, then zeros: block
+    position k of anchor t reads row t + k."""
+    probs = softmax(target.lm_head(text.hidden[text.start :]), text.temperature)
+    return F.pad(probs, (0, 0, 0, gamma))
+
+
+def _shared_state(drafter: Drafter, text: Text, last: int, rows: int) -> object:
     """A drafter state whose every slot holds the sequence up to ``last``; rows look only before
     their own anchor, so one context serves them all."""
-    state = drafter.new_state(rows, last + 1)
-    positions = torch.arange(last, device=tokens.device)[None]
-    slot = torch.zeros(1, dtype=torch.long, device=tokens.device)
-    drafter.extend(state, tokens[None, :last], features[:, :last], positions, slot)
+    state, device = drafter.new_state(rows, last + 1), text.tokens.device
+    positions = torch.arange(last, device=device)[None]
+    slot = torch.zeros(1, dtype=torch.long, device=device)
+    drafter.extend(state, text.tokens[None, :last], text.features[None, :last], positions, slot)
     state.broadcast(last)  # type: ignore[attr-defined]
+    cache = getattr(state, "cache", state)
+    if isinstance(cache, KVCache):
+        cache.whole = True  # it is just as long as needed, so the device need not be asked
     return state
 
 

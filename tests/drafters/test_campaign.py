@@ -193,9 +193,27 @@ def test_traces_stopped_and_resumed_equal_those_made_at_once(
     assert campaign_traces.main([*common, "--shards", str(stopped), "--seconds", "0"]) == 0
     assert len(list(stopped.glob("*.npz"))) < len(list(whole.glob("*.npz")))
     assert campaign_traces.main([*common, "--shards", str(stopped)]) == 0
-    for path in whole.glob("*.npz"):
-        with np.load(path) as a, np.load(stopped / path.name) as b:
+    assert_same_shards(whole, stopped)
+    shared = tmp_path / "shared"
+    for part in ("2/2", "1/2"):
+        assert len(list(shared.glob("*.npz"))) < len(list(whole.glob("*.npz")))
+        assert campaign_traces.main([*common, "--shards", str(shared), "--part", part]) == 0
+    assert_same_shards(whole, shared)
+
+
+def assert_same_shards(one: Path, other: Path) -> None:
+    assert {p.name for p in one.glob("*.npz")} == {p.name for p in other.glob("*.npz")}
+    for path in one.glob("*.npz"):
+        with np.load(path) as a, np.load(other / path.name) as b:
             assert all((a[name] == b[name]).all() for name in a.files)
+
+
+@pytest.mark.parametrize("part", ["0/2", "3/2", "1", "a/b"])
+def test_a_wrong_part_is_refused(part: str, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["anchors", "--responses", "r", "--shards", "s", "--drafter", "ngram", "--part", part]
+    with pytest.raises(SystemExit, match="2"):
+        campaign_traces.main(argv)
+    assert "--part: invalid" in capsys.readouterr().err
 
 
 def test_a_line_torn_by_a_kill_is_cut_off_and_made_again(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def coupled(p_t: torch.Tensor, p_d: torch.Tensor, seed: int) -> np.ndarray:
     generator = torch.Generator().manual_seed(seed)
     y1 = torch.multinomial(p_t[0].expand(SAMPLES, -1), 1, generator=generator).squeeze(1)
     y2 = torch.multinomial(p_t[y1], 1, generator=generator).squeeze(1)
-    target = torch.stack((p_t[0].expand(SAMPLES, -1), p_t[y1]), 1).log()
+    target = (p_t[0].expand(SAMPLES, -1), p_t[y1])
     uniforms = torch.rand(2, SAMPLES, 2, dtype=torch.float64, generator=generator)
     draw = Coupled(torch.stack((y1, y2), 1), target, 1.0, uniforms)
     x1 = draw(0, p_d[0].expand(SAMPLES, -1).log())
@@ -59,7 +59,7 @@ def test_joint_law_equals_rejection_sampling() -> None:
 def test_alpha_is_one_minus_total_variation_and_nothing_is_accepted_past_the_end() -> None:
     p_t, p_d = laws(4)
     truth = torch.tensor([[1, -1], [2, 3]])
-    target = torch.stack((p_t[0].expand(2, -1), p_t[[1, 2]]), 1).log()
+    target = (p_t[0].expand(2, -1), p_t[[1, 2]])
     draw = Coupled(truth, target, 1.0, torch.zeros(2, 2, 2, dtype=torch.float64))
     draw(0, p_d[0].expand(2, -1).log())
     draw(1, p_d[[1, 2]].log())
