@@ -71,7 +71,7 @@ class AdaSpec(Policy):
         if survival.size == 0:
             return VerifyPlan(state.drafted.copy())
         fixed_s, verify_s = step_cost_s(state)
-        order = np.argsort(survival, axis=None)
+        order = np.argsort(survival, axis=None, kind="stable")
         base = float(state.sampling_requests)
         budget = _best_prefix(survival, order, base, fixed_s + verify_s, self.slo_s)
         return VerifyPlan(top_budget(survival, state.drafted, budget))
