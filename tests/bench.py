@@ -34,8 +34,9 @@ def main() -> None:
     traces = synthetic_traces(responses=150)
     print(f"unit: {best(_sort, args.rounds)[0] * 1e3:.2f} ms for a sort of 100,000 floats")
     for batch in (8, 64, 256):
-        for policy in ("none", "fixed-k", "hardware-aware"):
-            steps(traces, batch, policy, args.rounds)
+        bare = steps(traces, batch, "none", args.rounds, 0.0)
+        for policy in ("fixed-k", "hardware-aware", "vllm", "goodput"):
+            steps(traces, batch, policy, args.rounds, bare)
     chat(traces, args.requests)
 
 
@@ -53,15 +54,21 @@ def best(call: Callable[[], object], rounds: int) -> tuple[float, object]:
     return least, result
 
 
-def steps(traces: AcceptanceTraces, batch: int, policy: str, rounds: int) -> None:
-    """Engine steps per second with the batch full, records kept."""
-    work = at_once(poisson(traces, 1.0, 20 * batch + 200, np.random.SeedSequence(1)))
+def steps(traces: AcceptanceTraces, batch: int, policy: str, rounds: int, bare: float) -> float:
+    """Print and return engine steps per second with the batch full, records kept.
+
+    ``bare``: those of policy ``none``, for the ratio, which the machine's load hardly moves.
+    """
+    work = at_once(poisson(traces, 1.0, 200 * batch + 1000, np.random.SeedSequence(1)))
     engine = EngineConfig(max_requests=batch, max_step_tokens=4096, prefill="none")
     config = ClusterConfig(concurrency=batch, engine=engine)
     cpu_s, result = best(lambda: simulate(traces, LATENCY, work, policy, config), rounds)
     assert isinstance(result, Records)
     count = len(result.steps)
-    print(f"steps/s at R={batch:<4} {policy:15} {count / cpu_s:10,.0f}  ({count} steps)")
+    speed = count / cpu_s
+    share = f", {speed / bare:.2f} of none's" if bare else ""
+    print(f"steps/s at R={batch:<4} {policy:15} {speed:10,.0f}  ({count:,} steps{share})")
+    return speed
 
 
 def chat(traces: AcceptanceTraces, requests: int) -> None:
