@@ -26,13 +26,7 @@ SHARES = {
 }
 """Stages in order, and the share of the campaign's time that each may take."""
 
-TRAINED = {
-    "dspark": ("--drafter", "dspark"),
-    "dspark-rnn": ("--drafter", "dspark", "--head", "rnn"),
-    "dflash": ("--drafter", "dflash"),
-    "eagle3": ("--drafter", "eagle3"),
-    "mtp": ("--drafter", "mtp"),
-}
+TRAINED = ("dspark", "dspark-rnn", "dflash", "eagle3", "mtp")
 LOOKUP = "ngram"
 LIVE = "dspark"
 DRAFTERS = (*TRAINED, LOOKUP)
@@ -67,7 +61,7 @@ class Size:
     live: tuple[str, ...]
     """Options of ``drafters.campaign_live``."""
     together: int
-    """Training and recording processes at once."""
+    """Recording processes at once."""
 
 
 SIZES = {
@@ -233,25 +227,17 @@ def _responses(plan: Plan, half: str) -> Path:
 
 
 def _train(plan: Plan) -> list[Task]:
-    """Every family with the same data and the same time."""
-    seconds = plan.seconds("train") * min(plan.sized.together, len(TRAINED)) / len(TRAINED)
+    """Every family from the same batches."""
+    seconds = plan.seconds("train")
     length = ("--minutes", f"{seconds / 60:.3f}")
     if plan.sized.steps:
         length = ("--steps", str(plan.sized.steps))
-    common = ("--target", plan.target, "--device", plan.device, "--save-minutes", "0.5")
-    data = ("--responses", str(_responses(plan, "train")))
-    return [
-        Task(
-            "train",
-            f"train/{name}",
-            (
-                "drafters.train", *family, *common, *data, *length, *plan.sized.training,
-                "--out", str(plan.out / "drafters" / name),
-            ),
-            seconds,
-        )
-        for name, family in TRAINED.items()
-    ]  # fmt: skip
+    command = (
+        "drafters.train", "--drafter", *TRAINED, "--target", plan.target, "--device", plan.device,
+        "--responses", str(_responses(plan, "train")), *length, *plan.sized.training,
+        "--save-minutes", "1", "--out", str(plan.out / "drafters"),
+    )  # fmt: skip
+    return [Task("train", "train", command, seconds)]
 
 
 def _shards(plan: Plan, name: str, limit: int) -> tuple[str, ...]:

@@ -15,34 +15,40 @@ from drafters.corpus import Sequence, padded
 from drafters.kernels import draft_loss
 from drafters.module import DraftModule
 from drafters.objectives import Objective, Outputs, pack, side_terms, tally, teacher_forced
-from drafters.target import Target
+from drafters.target import Target, TargetOutput
 
 CHUNK_ROWS = 4096
 
 
+@torch.no_grad()
+def ask(target: Target, sequences: list[Sequence], feature_layers: tuple[int, ...]) -> TargetOutput:
+    """What the target says about a padded batch [b, t]."""
+    tokens = _to(padded(sequences, 0), target.norm.weight.device)
+    where = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+    return target(tokens, where, feature_layers=feature_layers)  # type: ignore[no-any-return]
+
+
 def full_loss(
     drafter: DraftModule,
-    target: Target,
+    told: TargetOutput,
     sequences: list[Sequence],
     objective: Objective,
     done: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """Mean loss of one batch when a fraction ``done`` of the run has passed, and the sums of
-    ``drafters.objectives.tally``; on the device, which is never waited for."""
-    device, depth = target.norm.weight.device, objective.depth
-    weights, tokens = objective.weights.at(done), _to(padded(sequences, 0), device)
-    where = torch.arange(tokens.shape[1], device=device).expand_as(tokens)
-    with torch.no_grad():
-        told = target(tokens, where, feature_layers=drafter.feature_layers)
+    ``drafters.objectives.tally``; on the device, which is never waited for. ``told`` holds the
+    features of the drafter's layers."""
+    device, depth = told.hidden.device, objective.depth
+    weights = objective.weights.at(done)
     assert told.features is not None
     batch = pack(sequences, told.features, depth, objective.anchors_per_sequence)
     out = teacher_forced(drafter, batch)
     rows = batch.valid.flatten().nonzero().squeeze(1)
-    where, kept = _told_rows(batch.at, rows, tokens.shape[1])
+    where, kept = _told_rows(batch.at, rows, told.hidden.shape[1])
     rows, where, kept = (_to(x, device) for x in (rows, where, kept))
     mine = Outputs(*(x if x is None else x.flatten(0, 1)[rows] for x in out))
     position, labels = rows % depth, _to(batch.labels.flatten(), device)[rows]
-    w = objective.positions.to(device)[position]
+    w = _to(objective.positions, device)[position]
     hidden = told.hidden.flatten(0, 1)[kept]
     w2 = None if mine.latents is None else drafter.markov_head.markov_w2.weight
     total, ce, l1 = _HeadLoss.apply(

@@ -1,37 +1,30 @@
-"""Train a drafter on the target's own responses: ``python -m drafters.train --help``.
+"""Train drafters on the target's own responses: ``python -m drafters.train --help``.
 
 Random anchors of each sequence, packed; the family's loss (``drafters.objectives``); AdamW, warm-up
-and cosine over a time budget. A checkpoint is written every few minutes by rename, so a run killed
-at any moment resumes from the last one with the same command.
+and cosine over a time budget. Several drafters learn from the same batches, so that the target runs
+once for all of them and they compare. A checkpoint is written every few minutes by rename, so a run
+killed at any moment resumes from the last one with the same command.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import math
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from drafters.checkpoint import save_drafter
-from drafters.corpus import Supervisor, load_sequences
-from drafters.errors import UserError, exit_code
-from drafters.full_loss import full_loss
-from drafters.objectives import (
-    DEFAULT_WEIGHTS,
-    Weights,
-    batch_loss,
-    make_objective,
-    metrics,
-    trained_depth,
-)
-from drafters.presets import build_drafter
+from drafters.corpus import Sequence, Supervisor, load_sequences
+from drafters.errors import exit_code
+from drafters.full_loss import ask, full_loss
+from drafters.learner import LEARNERS, Learner
+from drafters.objectives import batch_loss
 from drafters.progress import progress
 from drafters.target import load_target
 
@@ -45,69 +38,32 @@ def learning_rate(peak: float, done: float) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, (done - WARMUP) / (1 - WARMUP))))
 
 
-def loss_weights(args: argparse.Namespace) -> Weights:
-    """The family's weights with those that the command line changes."""
-    given = {"ce": args.ce, "l1": args.l1, "confidence": args.confidence}
-    given["hidden"] = args.hidden
-    changes = {name: value for name, value in given.items() if value is not None}
-    return replace(DEFAULT_WEIGHTS[args.drafter], **changes)
-
-
 class Trainer:
-    """State of one run; ``save`` and ``resume`` make it survive a kill."""
+    """One run: the target, its responses, and the drafters that learn from them."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         torch.manual_seed(args.seed)
-        self.args, self.out = args, Path(args.out)
+        self.args, out = args, Path(args.out)
         self.dtype = getattr(torch, args.dtype)
         self.target = load_target(args.target, self.dtype, args.device)
-        self.drafter = build_drafter(args.drafter, self.target, args).to(args.device)
+        folder = {name: out / name if len(args.drafter) > 1 else out for name in args.drafter}
+        self.learners = [Learner(name, self.target, args, folder[name]) for name in folder]
         self.sequences = load_sequences(args.responses, args.longest)
-        self.supervisor = Supervisor(self.target, self.drafter.feature_layers, args.cache_gb)
-        learned = [p for p in self.drafter.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(learned, lr=args.lr, weight_decay=0.0)
-        self.step, self.elapsed_s, self.curve = 0, 0.0, []
-        depth = trained_depth(args.drafter, args.gamma, args.depth)
-        self.objective = make_objective(
-            args.drafter, depth, loss_weights(args), args.anchors, args.negatives
-        )
+        layers = {i for learner in self.learners for i in learner.drafter.feature_layers}
+        self.layers = tuple(sorted(layers))
+        self.supervisor = Supervisor(self.target, self.layers, args.cache_gb)
+        self.step, self.elapsed_s = 0, 0.0
 
     def resume(self) -> None:
-        path = self.out / "state.pt"
-        if path.exists():
-            state = torch.load(path, weights_only=True)
-            self.drafter.load_state_dict(state["drafter"], strict=False)
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.step, self.elapsed_s = state["step"], state["elapsed_s"]
-            self.curve = state["curve"]
+        """Go on from the checkpoints; a kill between two of them leaves some a little ahead."""
+        found = [learner.resume() for learner in self.learners]
+        self.step, self.elapsed_s = min(found)
+        if self.step:
             print(f"resuming at step {self.step}, {self.elapsed_s / 60:.1f} min", file=sys.stderr)
 
     def save(self) -> None:
-        """Write weights, training state and curve, each by rename."""
-        self.out.mkdir(parents=True, exist_ok=True)
-        save_drafter(self.drafter, self.out)
-        learned = {n: p for n, p in self.drafter.named_parameters() if p.requires_grad}
-        state = {
-            "drafter": learned,
-            "optimizer": self.optimizer.state_dict(),
-            "step": self.step,
-            "elapsed_s": self.elapsed_s,
-            "curve": self.curve,
-        }
-        temporary = self.out / "state.pt.tmp"
-        torch.save(state, temporary)
-        temporary.replace(self.out / "state.pt")
-        self._save_curve()
-
-    def _save_curve(self) -> None:
-        temporary = self.out / "curve.csv.tmp"
-        with temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(
-                file, fieldnames=list(self.curve[0]) if self.curve else ["step"]
-            )
-            writer.writeheader()
-            writer.writerows(self.curve)
-        temporary.replace(self.out / "curve.csv")
+        for learner in self.learners:
+            learner.save(self.step, self.elapsed_s)
 
     def done(self) -> float:
         """Fraction of the run that has passed: of its steps if given, else of its minutes."""
@@ -115,7 +71,7 @@ class Trainer:
             return self.step / self.args.steps
         return self.elapsed_s / (60 * self.args.minutes)
 
-    def batches(self):  # type: ignore[no-untyped-def]
+    def batches(self) -> Iterator[list[int]]:
         """Endless batches of sequence indices, similar lengths together, reshuffled each epoch."""
         size = self.args.batch
         while True:
@@ -128,68 +84,84 @@ class Trainer:
                 for i in torch.randperm(len(chunks)).tolist():
                     yield chunks[i]
 
-    def train_step(self, keys: list[int]) -> tuple[Tensor, Tensor]:
-        """One update; loss and ``tally`` of the batch, left where they were computed."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.args.lr, self.done())
-        device = self.args.device.split(":")[0]
-        with torch.autocast(device, self.dtype, self.dtype != torch.float32):
-            loss, stats = self.loss(keys)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.drafter.parameters(), 1.0)
-        self.optimizer.step()
+    def train_step(self, keys: list[int]) -> None:
+        """Every drafter's update on one batch."""
+        rate = learning_rate(self.args.lr, self.done())
+        for learner, loss, stats in self.losses(keys):
+            learner.update(loss, stats, rate)
         self.step += 1
-        return loss.detach(), stats
 
-    def loss(self, keys: list[int]) -> tuple[Tensor, Tensor]:
-        """Over the whole vocabulary on an accelerator, over a part of it on a CPU."""
-        sequences = [self.sequences[i] for i in keys]
+    def losses(self, keys: list[int]) -> Iterator[tuple[Learner, Tensor, Tensor]]:
+        """Loss and ``tally`` of each drafter: over the whole vocabulary on an accelerator, over a
+        part of it on a CPU."""
+        sequences, done = [self.sequences[i] for i in keys], self.done()
         if self.args.device != "cpu" or not self.args.negatives:
-            return full_loss(self.drafter, self.target, sequences, self.objective, self.done())
+            yield from self._full_losses(sequences, done)
+            return
         told = self.supervisor(keys, sequences)
-        return batch_loss(self.drafter, sequences, told, self.objective, self.done())
+        for learner in self.learners:
+            wanted = learner.drafter.feature_layers
+            mine = [replace(t, features=columns(t.features, self.layers, wanted)) for t in told]
+            with self._precision():
+                made = batch_loss(learner.drafter, sequences, mine, learner.objective, done)
+            yield learner, *made
+
+    def _full_losses(
+        self, sequences: list[Sequence], done: float
+    ) -> Iterator[tuple[Learner, Tensor, Tensor]]:
+        told = ask(self.target, sequences, self.layers)
+        for learner in self.learners:
+            assert told.features is not None
+            features = columns(told.features, self.layers, learner.drafter.feature_layers)
+            mine = replace(told, features=features)
+            with self._precision():
+                made = full_loss(learner.drafter, mine, sequences, learner.objective, done)
+            yield learner, *made
+
+    def _precision(self) -> torch.autocast:
+        device = self.args.device.split(":")[0]
+        return torch.autocast(device, self.dtype, self.dtype != torch.float32)
 
     def run(self) -> None:
         self.resume()
         saved = time.monotonic()
-        window: list[tuple[Tensor, Tensor]] = []
         with progress() as bar:
             task = bar.add_task("training", total=1000)
             for keys in self.batches():
                 if self.done() >= 1:
                     break
                 began = time.monotonic()
-                window.append(self.train_step(keys))
-                if len(window) == self.args.log_every:
-                    self._log(window, bar, task)
-                    window = []
+                self.train_step(keys)
+                logged = self.step % self.args.log_every == 0
+                if logged:
+                    self._log(bar, task)
                 self.elapsed_s += time.monotonic() - began
                 bar.update(task, completed=int(1000 * self.done()))
-                if not window and time.monotonic() - saved > 60 * self.args.save_minutes:
+                if logged and time.monotonic() - saved > 60 * self.args.save_minutes:
                     self.save()
                     saved = time.monotonic()
-        self._check([loss for loss, _ in window])
+            if self.step % self.args.log_every:
+                self._log(bar, task)
         self.save()
 
-    def _check(self, losses: list[Tensor]) -> None:
-        """Stop at a loss that is not finite, before anything of it is saved."""
-        for before, loss in enumerate(map(float, losses), self.step - len(losses)):
-            if not math.isfinite(loss):
-                raise UserError(f"loss became {loss} at step {before}; last checkpoint kept")
-
-    def _log(self, window: list[tuple[Tensor, Tensor]], bar, task) -> None:  # type: ignore[no-untyped-def]
-        losses = torch.stack([loss for loss, _ in window]).cpu()
-        self._check(list(losses))
-        mean = metrics(torch.stack([stats for _, stats in window]).sum(0).cpu())
-        row = {"loss": float(losses.mean()), **mean}
-        minutes = round(self.elapsed_s / 60, 2)
-        row = {k: round(v, 4) for k, v in row.items()}
-        self.curve.append({"step": self.step, "minutes": minutes, **row})
-        text = f"loss {row['loss']:.3f} tokens/round {row['tokens_per_round']:.3f}"
-        bar.update(task, description=f"step {self.step} {text}")
+    def _log(self, bar, task) -> None:  # type: ignore[no-untyped-def]
+        rows = {
+            learner.name: learner.log(self.step, self.elapsed_s / 60)
+            for learner in self.learners
+            if learner.window
+        }
+        told = ", ".join(f"{name} {row['tokens_per_round']:.3f}" for name, row in rows.items())
+        bar.update(task, description=f"step {self.step}, tokens/round {told}")
         if bar.disable:
-            print(json.dumps(self.curve[-1]), flush=True)
+            print(json.dumps(rows), flush=True)
+
+
+def columns(features: Tensor, given: tuple[int, ...], wanted: tuple[int, ...]) -> Tensor:
+    """Features [.., m * d] of the ``wanted`` layers out of those of the ``given``."""
+    if given == wanted:
+        return features
+    parts = features.unflatten(-1, (len(given), -1))
+    return torch.cat([parts[..., given.index(i), :] for i in wanted], -1)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -199,15 +171,16 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = made.add_argument
-    add("--drafter", choices=tuple(DEFAULT_WEIGHTS), default="dspark", help="family")
+    add("--drafter", nargs="+", choices=LEARNERS, default=["dspark"], help="one or several, which"
+        " then learn from the same batches")  # fmt: skip
     add("--target", default="smollm2-135m", help="fetched name, folder or hub id")
     add("--responses", required=True, help="JSONL from python -m drafters.generate")
-    add("--out", required=True, help="folder of the checkpoint; an earlier run there is resumed")
+    add("--out", required=True, help="folder of the checkpoint, of several one folder each in it;"
+        " an earlier run there is resumed")  # fmt: skip
     add("--minutes", type=float, default=30.0, help="time budget of the optimisation, minutes")
     add("--steps", type=int, default=0, help="optimise so many steps instead; 0: use --minutes")
     add("--layers", type=int, default=2, help="draft layers")
     add("--rank", type=int, default=32, help="rank of the Markov head")
-    add("--head", choices=("vanilla", "gated", "rnn"), default="vanilla", help="Markov head")
     add("--gamma", type=int, default=7, help="block size, draft tokens")
     add("--feature-layers", type=int, nargs="+", default=None, help="target layer ids (0-based)")
     add("--anchors", type=int, default=128, help="anchors per sequence and step")

@@ -16,7 +16,7 @@ import drafters
 import drafters.full_loss as full_loss_module
 from drafters import train
 from drafters.corpus import Sequence, Supervisor, padded_features
-from drafters.full_loss import full_loss
+from drafters.full_loss import ask, full_loss
 from drafters.losses import soft_ce_and_l1
 from drafters.objectives import (
     DEFAULT_WEIGHTS,
@@ -124,7 +124,7 @@ def test_full_loss_equals_the_packed_one(family: str, monkeypatch: pytest.Monkey
     monkeypatch.setattr(full_loss_module, "CHUNK_ROWS", 5)
     made = []
     for loss in (
-        lambda: full_loss(drafter, TARGET, rows, objective, 0.1),
+        lambda: full_loss(drafter, ask(TARGET, rows, drafter.feature_layers), rows, objective, 0.1),
         lambda: batch_loss(drafter, rows, told, objective, 0.1),
     ):
         torch.manual_seed(0)
@@ -220,6 +220,29 @@ def test_resumed_run_goes_on(family: str, responses: Path, tmp_path: Path) -> No
     assert [row.split(",")[0] for row in rows] == ["5", "10"]
     after = drafters.load(out, TARGET).state_dict()
     assert any(not torch.equal(before[k], after[k]) for k in before)
+
+
+@pytest.mark.parametrize("negatives", ["0", "512"])
+def test_several_learn_from_the_same_batches(
+    negatives: str, responses: Path, tmp_path: Path
+) -> None:
+    """Each in a folder of its own, with the features of its own layers out of all that were asked
+    for; and a run of several resumes."""
+    made = command(responses, tmp_path, "dspark", 10)
+    names = ["dspark", "dspark-rnn", "dflash", "eagle3", "mtp"]
+    made[1:2], where = names, made.index("--feature-layers")
+    del made[where : where + 2]
+    assert train.main([*made, "--negatives", negatives]) == 0
+    for name in names:
+        drafter = drafters.load(tmp_path / name, TARGET)
+        family, _, head = name.partition("-")
+        assert drafter.config.family == family
+        assert not head or drafter.config.markov_head_type == head
+        assert len((tmp_path / name / "curve.csv").read_text().splitlines()) == 3
+    made[made.index("--steps") + 1] = "15"
+    assert train.main([*made, "--negatives", negatives]) == 0
+    rows = (tmp_path / "mtp" / "curve.csv").read_text().splitlines()[1:]
+    assert [row.split(",")[0] for row in rows] == ["5", "10", "15"]
 
 
 def test_nan_stops_and_keeps_the_checkpoint(
