@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from drafters import kernels
-from drafters.kernels.types import Verdict, complete_law
+from drafters.kernels.types import DraftLaw, Verdict, complete_law
 from drafters.sampling import sample
 
 
@@ -27,21 +27,24 @@ class Drafts(NamedTuple):
 
     tokens: Tensor
     """[n, gamma]"""
-    logits: Tensor
+    logits: Tensor | None
     """[n, gamma, V] that the tokens were drawn from, before temperature; read where T > 0."""
     accept_uniforms: Tensor
     """[n, gamma] in [0, 1)."""
     next_uniforms: Tensor
     """[n] in [0, 1)."""
+    law: DraftLaw | None = None
+    """In place of ``logits``."""
 
 
 def verify(target_logits: Tensor, cu_rows: Tensor, drafts: Drafts, temperatures: Tensor) -> Verdict:
     """Judge the drafts of n >= 1 requests; ``target_logits`` [rows, V], ``cu_rows`` [n + 1].
 
     Request r verifies l = cu_rows[r + 1] - cu_rows[r] - 1 <= gamma drafts; ``temperatures`` [n].
-    On CUDA this is the fused kernel; here, plain torch that touches only the rows it needs.
+    On CUDA, and for drafts with a law, this is ``kernels.verify``; else plain torch that touches
+    only the rows it needs.
     """
-    if target_logits.is_cuda:
+    if target_logits.is_cuda or drafts.law is not None:
         return _fused(target_logits, cu_rows, drafts, temperatures)
     verdict = _greedy(target_logits, cu_rows, drafts.tokens)
     hot = (temperatures > 0).nonzero().squeeze(1)
@@ -52,8 +55,28 @@ def verify(target_logits: Tensor, cu_rows: Tensor, drafts: Drafts, temperatures:
     return verdict
 
 
+def judge_greedy(
+    choices: list[int], drafts: list[list[int]], lengths: list[int]
+) -> tuple[list[int], list[int]]:
+    """Accepted drafts and next token of each request at temperature 0, on the host.
+
+    ``choices``: the target's argmax of every flattened row.
+    """
+    accepted, following, first = [], [], 0
+    for draft, length in zip(drafts, lengths, strict=True):
+        hits = 0
+        while hits < length and draft[hits] == choices[first + hits]:
+            hits += 1
+        accepted.append(hits)
+        following.append(choices[first + hits])
+        first += 1 + length
+    return accepted, following
+
+
 def _fused(target_logits: Tensor, cu_rows: Tensor, drafts: Drafts, temperatures: Tensor) -> Verdict:
-    law = complete_law(drafts.logits, drafts.tokens, temperatures)
+    law = drafts.law
+    if law is None and drafts.logits is not None:
+        law = complete_law(drafts.logits, drafts.tokens, temperatures)
     return kernels.verify(
         target_logits, cu_rows, drafts.tokens, law, temperatures,
         drafts.accept_uniforms, drafts.next_uniforms.contiguous(),

@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from drafters.kernels.types import DraftLaw
 from drafters.sampling import sample
 
 Draw = Callable[[int, Tensor], Tensor]
@@ -27,8 +28,9 @@ class Proposal(NamedTuple):
 
     tokens: Tensor
     """[n, gamma] draft tokens."""
-    logits: Tensor
-    """[n, gamma, V] fp32 logits that the tokens were drawn from (before temperature)."""
+    logits: Tensor | None
+    """[n, gamma, V] fp32 logits that the tokens were drawn from (before temperature); None where
+    ``law`` says it."""
     confidences: Tensor | None
     """[n, gamma] raw conditional confidences in [0, 1], or None without a confidence head."""
     hidden: Tensor | None = None
@@ -36,6 +38,8 @@ class Proposal(NamedTuple):
     drafted: Tensor | None = None
     """[n] leading tokens that are real proposals, 0..gamma; None: all. The rest only fills up:
     verifying it is harmless and useless."""
+    law: DraftLaw | None = None
+    """What the tokens were drawn from, in the arithmetic of ``kernels.markov_sample``."""
 
 
 class Drafter(Protocol):
@@ -69,11 +73,19 @@ class Drafter(Protocol):
 class Sampler:
     """The live loop's draw: argmax where temperature is 0, else inverse-CDF at a given uniform."""
 
-    def __init__(self, temperatures: Tensor, uniforms: Tensor) -> None:
-        """``temperatures`` [n]; ``uniforms`` [n, gamma] in [0, 1)."""
+    def __init__(
+        self,
+        temperatures: Tensor,
+        uniforms: Tensor,
+        any_hot: bool | None = None,
+        fused: bool = False,
+    ) -> None:
+        """``temperatures`` [n] fp32; ``uniforms`` [n, gamma] in [0, 1). ``any_hot``: whether a
+        temperature is above 0 (None: look). ``fused`` lets a drafter draw its whole block by
+        ``kernels.markov_sample``, which never writes the logits."""
         self.temperatures, self.uniforms = temperatures, uniforms
-        self.hot = temperatures > 0
-        self.any_hot = bool(self.hot.any())
+        self.hot, self.fused = temperatures > 0, fused
+        self.any_hot = bool(self.hot.any()) if any_hot is None else any_hot
 
     def __call__(self, k: int, logits: Tensor) -> Tensor:
         greedy = logits.argmax(-1)

@@ -41,12 +41,6 @@ class Batch:
     slots: Tensor
     """[T] cache slot of each token's sequence."""
     groups: tuple[Group, ...]
-    cu_rows: Tensor
-    """[n + 1] first token of each sequence; last: T."""
-    context_tokens: Tensor
-    """[n] cached tokens of each sequence, the new ones included."""
-    widest: int
-    """Most tokens of one sequence."""
 
 
 def make_batch(
@@ -69,8 +63,7 @@ def make_batch(
         if used:
             groups.append(_group(starts[low:high], counts[low:high], at, low, positions))
         at += used
-    cu_rows = torch.cat((count.new_zeros(1), count.cumsum(0)))
-    return Batch(tokens, positions, slots, tuple(groups), cu_rows, start + count, max(counts))
+    return Batch(tokens, positions, slots, tuple(groups))
 
 
 def _group(starts: list[int], counts: list[int], at: int, slot: int, positions: Tensor) -> Group:

@@ -22,29 +22,33 @@ from policies.base import Floats, Ints
 
 def confidences(
     rows: Sequence[Running],
-    proposal: Proposal | None,
+    raw: Floats | None,
     gamma: int,
     calibration: Sequence[Calibration],
 ) -> Floats:
-    """[n, gamma] what a policy sees of each row's block: calibrated, 0 where nothing is drafted."""
+    """[n, gamma] what a policy sees of each row's block: calibrated, 0 where nothing is drafted.
+
+    ``raw`` [n, k]: ``raw_confidences`` of the block; None where none was drafted.
+    """
     current = np.zeros((len(rows), gamma))
-    if proposal is None:
+    if raw is None:
         return current
     temperatures = np.array([row.request.temperature for row in rows])
-    seen = calibrated(raw_confidences(proposal, temperatures), temperatures, calibration)
+    seen = calibrated(raw, temperatures, calibration)
     current[:, : seen.shape[1]] = seen
     drafted = np.array([row.drafted for row in rows])
     current[np.arange(gamma) >= drafted[:, None]] = 0.0
     return current
 
 
-def raw_confidences(proposal: Proposal, temperatures: Floats) -> Floats:
-    """[n, k] on the grid: the head's, or the largest draft probability where there is no head."""
+def raw_confidences(proposal: Proposal, temperatures: Tensor) -> Tensor:
+    """[n, k] on the grid: the head's, or the largest draft probability at ``temperatures`` [n]
+    where there is no head."""
     raw = proposal.confidences
     if raw is None:
-        heat = torch.tensor(np.where(temperatures > 0, temperatures, 1.0), dtype=torch.float32)
-        raw = _largest(proposal.logits, heat.to(proposal.logits.device))
-    return raw.to(CONFIDENCE_DTYPE).cpu().numpy().astype(np.float64)
+        assert proposal.logits is not None
+        raw = _largest(proposal.logits, torch.where(temperatures > 0, temperatures, 1.0))
+    return raw.to(CONFIDENCE_DTYPE)
 
 
 def _largest(logits: Tensor, heat: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from drafters.base import Draw, Proposal
+from drafters import kernels
+from drafters.base import Draw, Proposal, Sampler
 from drafters.config import DraftConfig
 from drafters.heads import ConfidenceHead, MarkovHead
 from drafters.layers import DecoderLayer, RMSNorm, attend, rope_table
@@ -82,8 +83,33 @@ class BlockDrafter(DraftModule):
     ) -> Proposal:
         """See ``drafters.base.Drafter``; drafts a full block and returns its first gamma."""
         hidden = self._block_hidden(state, anchors, positions)[:, :gamma].contiguous()
-        base = self.lm_head(hidden).float()
-        return self.sequential(base, hidden, anchors, draw)
+        base = self.lm_head(hidden)
+        if isinstance(draw, Sampler) and draw.fused and self.drawn_in_one:
+            return self._drawn_by_kernel(base, hidden, anchors, draw)
+        return self.sequential(base.float(), hidden, anchors, draw)
+
+    @property
+    def drawn_in_one(self) -> bool:
+        """Whether the heads are those that ``kernels.markov_sample`` computes."""
+        made = self.config
+        return bool(
+            made.markov_rank and made.markov_head_type == "vanilla" and made.confidence_head
+        )
+
+    def _drawn_by_kernel(
+        self, base: Tensor, hidden: Tensor, anchors: Tensor, draw: Sampler
+    ) -> Proposal:
+        """The sequential part in one operation; its logits exist only as a law."""
+        head = kernels.SequentialHead(
+            self.markov_head.markov_w1.weight,
+            self.markov_head.markov_w2.weight,
+            self.confidence_head.proj.weight.view(-1),
+            self.confidence_head.proj.bias,
+        )
+        out = kernels.markov_sample(
+            base, anchors, hidden, head, draw.temperatures, draw.uniforms[:, : base.shape[1]]
+        )
+        return Proposal(out.tokens, None, out.confidences, hidden, law=out.law)
 
     def _block_hidden(self, state: KVCache, anchors: Tensor, positions: Tensor) -> Tensor:
         n = anchors.shape[0]

@@ -22,13 +22,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from drafters.base import Drafter, Proposal
+from drafters.base import Drafter
 from drafters.beliefs import column, confidences, frozen
 from drafters.errors import UserError
 from drafters.paging import BlockPool
 from drafters.records import StepLog, Stopwatch
 from drafters.request import Request, Running, stream_of
-from drafters.runner import Runner
+from drafters.runner import Block, Runner
 from drafters.target import Target
 from gpu_traces.manifest import Calibration
 from policies.base import Floats, Ints, Policy, StepOutcome, VerifyPlan, VerifyState
@@ -52,6 +52,9 @@ class EngineConfig:
     """KV cache block size."""
     paged: bool = False
     """Keep keys in blocks, read by ``kernels.ragged_attention``; False: in a slot per request."""
+    graphs: bool = False
+    """Run passes and drafts as captured CUDA graphs, with keys in blocks; off CUDA as the same
+    calls, padded alike."""
     seed: int = 0
     """Seed of every draw."""
 
@@ -63,9 +66,30 @@ class Step:
 
     rows: list[Running]
     at: Ints
-    proposal: Proposal | None
+    block: Block | None
     state: VerifyState
     plan: VerifyPlan
+
+
+def _pool(config: EngineConfig, gamma: int) -> BlockPool:
+    tokens = config.max_requests * (_capacity(config, gamma) + config.block_tokens)
+    return BlockPool((config.kv_tokens or tokens) // config.block_tokens, config.block_tokens)
+
+
+def _capacity(config: EngineConfig, gamma: int) -> int:
+    """Positions of one request, with room for a block past its end."""
+    return config.max_context + gamma + 1
+
+
+def make_runner(
+    target: Target, drafter: Drafter | None, gamma: int, config: EngineConfig
+) -> Runner:
+    """What runs an engine's device work, for these limits."""
+    paged = config.paged or config.graphs
+    return Runner(
+        target, drafter, gamma, config.max_requests, _capacity(config, gamma),
+        _pool(config, gamma) if paged else None, config.graphs,
+    )  # fmt: skip
 
 
 class Engine:
@@ -81,7 +105,9 @@ class Engine:
         stops: frozenset[int] = frozenset(),
         calibration: Sequence[Calibration] = (),
         clock: Callable[[], float] = time.monotonic,
+        runner: Runner | None = None,
     ) -> None:
+        """``runner``: one made by ``make_runner`` for at least these limits, to be used again."""
         if policy.analysis_only:
             raise UserError(
                 f"policy {policy.name!r} needs the true acceptance; simulate it instead"
@@ -89,13 +115,9 @@ class Engine:
         self.policy, self.cost, self.config = policy, cost, config
         self.stops, self.calibration = stops, tuple(calibration)
         self.gamma = drafter.gamma if drafter else cost.gamma
-        capacity = config.max_context + self.gamma + 1
-        kv_tokens = config.kv_tokens or config.max_requests * (capacity + config.block_tokens)
-        self.pool = BlockPool(kv_tokens // config.block_tokens, config.block_tokens)
-        self.runner = Runner(
-            target, drafter, self.gamma, config.max_requests, capacity,
-            self.pool if config.paged else None,
-        )  # fmt: skip
+        self.pool = _pool(config, self.gamma)
+        self.runner = runner or make_runner(target, drafter, self.gamma, config)
+        self.runner.forget()
         self.watch = Stopwatch(self.runner.device)
         self.lag = ConfidenceLag(config.max_requests, self.gamma, policy.lag)
         self.free_slots = list(range(config.max_requests))[::-1]
@@ -149,7 +171,9 @@ class Engine:
         return [*self.ended, *self.rows, *self.waiting, *self.arriving]
 
     def start(self) -> None:
-        """Set the clock to 0; arrivals count from here."""
+        """Capture what the submitted requests need, then set the clock to 0; arrivals count from
+        here."""
+        self.runner.capture(any(row.request.temperature > 0 for row in self.everyone()))
         self._started = self._clock()
 
     def now_s(self) -> float:
@@ -224,26 +248,27 @@ class Engine:
     def plan(self, now_s: float) -> Step:
         """Draft, and let the policy say how much of it to verify."""
         self.watch.lap("overhead")
-        proposal = self.runner.draft(self.rows[: self.decoding])
+        block = self.runner.draft(self.rows[: self.decoding])
         self.watch.lap("draft")
         at = np.argsort([row.number for row in self.rows[: self.decoding]])
         rows = [self.rows[i] for i in at]
-        seen = confidences(self.rows[: self.decoding], proposal, self.gamma, self.calibration)
+        raw = block.raw if block else None
+        seen = confidences(self.rows[: self.decoding], raw, self.gamma, self.calibration)
         state = self._state(rows, seen[at], now_s)
         plan = VerifyPlan(np.empty(0, dtype=np.int64))
         if rows:
             plan = self.policy.plan(state)
             check_plan(self.policy, state, plan)
         self.watch.lap("plan")
-        return Step(rows, at, proposal, state, plan)
+        return Step(rows, at, block, state, plan)
 
     def advance(self, step: Step, start_s: float) -> None:
         """The target pass, acceptance, and everything that follows from it."""
         lengths = np.empty(self.decoding, dtype=np.int64)
         lengths[step.at] = step.plan.lengths
         context_tokens = sum(row.cached for row in self.rows)
-        accepted, following = self.runner.verify(
-            self.rows, self.chunks, step.proposal, lengths.tolist()
+        accepted, following, padded = self.runner.verify(
+            self.rows, self.chunks, step.block, lengths.tolist()
         )
         self.watch.lap("verify")
         end_s = self.now_s()
@@ -258,7 +283,7 @@ class Engine:
         self.watch.lap("overhead")
         self.log.add(
             step.rows, step.state.drafted, step.plan.lengths, hits[step.at], context_tokens,
-            prefilled, start_s, self.watch.spent_us,
+            prefilled, padded, start_s, self.watch.spent_us,
         )  # fmt: skip
 
     # --- parts of plan ---
@@ -292,7 +317,7 @@ class Engine:
     ) -> Ints:
         """Give each decoding row its accepted drafts and next token, up to its end; returns the
         drafts that counted, by cache slot."""
-        drafts = step.proposal.tokens.tolist() if step.proposal else [[]] * self.decoding
+        drafts = step.block.tokens if step.block else [[]] * self.decoding
         hits = np.zeros(self.decoding, dtype=np.int64)
         for i, row in enumerate(self.rows[: self.decoding]):
             gained = row.take([*drafts[i][: accepted[i]], following[i]], self.stops)

@@ -7,13 +7,18 @@ none for its next step takes them from the request that was admitted last.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from drafters import kernels
-from drafters.batch import Batch
+from drafters.graphs import Inputs
 from drafters.layers import LayerShape
 from drafters.request import Running
+from policies.base import Ints
 
 
 class BlockPool:
@@ -41,37 +46,123 @@ class BlockPool:
         row.blocks = []
 
 
-class PagedCache:
-    """Keys and values [layers, blocks, block_tokens, K, e], found through block tables.
+@dataclass(frozen=True)
+class PagedBatch:
+    """T flattened tokens of S sequences whose keys lie in blocks; serves ``Target.ragged``."""
 
-    Serves ``Target.ragged`` as ``KVCache`` does; attention is ``kernels.ragged_attention``.
+    tokens: Tensor
+    """[T]"""
+    positions: Tensor
+    """[T] absolute position in the sequence."""
+    rows: Tensor
+    """[T] where in the cache, counted in tokens, each token's keys go."""
+    cu_rows: Tensor
+    """[S + 1] first token of each sequence; tokens after the last are padding."""
+    context_tokens: Tensor
+    """[S] cached tokens of each sequence, the new ones included."""
+    tables: Tensor
+    """[S, blocks per sequence]"""
+    widest: int
+    """Most tokens of one sequence."""
+
+
+class PassInputs:
+    """What a pass over at most ``tokens`` tokens of ``sequences`` sequences reads.
+
+    Sequences of more than ``widest`` tokens appear as several: the keys of all tokens are stored
+    before any is attended to, so that a part sees those before it. Attention is then launched for
+    ``widest`` rows of each, whatever is in the batch.
     """
 
     def __init__(
-        self, layers: int, shape: LayerShape, blocks: int, block_tokens: int, like: Tensor
+        self, tokens: int, sequences: int, widest: int, cache: PagedCache, device: torch.device
     ) -> None:
-        size = (layers, blocks, block_tokens, shape.num_kv_heads, shape.head_dim)
+        self._cache, self.widest = cache, widest
+        self._inputs = Inputs(
+            {
+                "tokens": (tokens,),
+                "positions": (tokens,),
+                "rows": (tokens,),
+                "cu_rows": (sequences + 1,),
+                "context_tokens": (sequences,),
+                "tables": (sequences, cache.table_width),
+            },
+            device,
+        )
+        self._inputs.host["rows"][:] = cache.spare_row
+        self._inputs.send()
+        self.batch = PagedBatch(**self._inputs.at, widest=widest)
+
+    def fill(self, rows: Sequence[Running], parts: Sequence[Sequence[int]]) -> None:
+        """Send the new tokens ``parts`` of each row, the first at its position ``cached``."""
+        host, size = self._inputs.host, self._cache.block_tokens
+        starts = np.array([row.cached for row in rows])
+        counts = np.array([len(part) for part in parts])
+        tables = self._cache.tables(rows)
+        pieces = -(-counts // self.widest)
+        owner = np.repeat(np.arange(len(rows)), pieces)
+        offset = (np.arange(len(owner)) - (pieces.cumsum() - pieces)[owner]) * self.widest
+        count = np.minimum(counts[owner] - offset, self.widest)
+        ends = count.cumsum()
+        n, total = len(owner), int(ends[-1])
+        start = starts[owner] + offset
+        positions = np.arange(total) + np.repeat(start - (ends - count), count)
+        blocks = tables[np.repeat(owner, count), positions // size]
+        host["tokens"][:total] = [token for part in parts for token in part]
+        host["tokens"][total:] = 0
+        host["positions"][:total] = positions
+        host["positions"][total:] = 0
+        host["rows"][:total] = blocks * size + positions % size
+        host["rows"][total:] = self._cache.spare_row
+        host["cu_rows"][0] = 0
+        host["cu_rows"][1 : n + 1] = ends
+        host["cu_rows"][n + 1 :] = total
+        host["context_tokens"][:n] = start + count
+        host["context_tokens"][n:] = 0
+        host["tables"][:n] = tables[owner]
+        self._inputs.send()
+
+
+class PagedCache:
+    """Keys and values [layers, blocks + 1, block_tokens, K, e], found through block tables.
+
+    Serves ``Target.ragged`` as ``KVCache`` does; attention is ``kernels.ragged_attention``. The
+    last block takes what padding writes.
+    """
+
+    def __init__(
+        self, layers: int, shape: LayerShape, pool: BlockPool, slots: int, capacity: int, like: Tensor
+    ) -> None:
+        size = (layers, pool.blocks + 1, pool.block_tokens, shape.num_kv_heads, shape.head_dim)
         self.keys, self.values = like.new_zeros(size), like.new_zeros(size)
-        self.block_tokens = block_tokens
-        self.tables = torch.zeros((0, 1), dtype=torch.long, device=like.device)
+        self.block_tokens = pool.block_tokens
+        self.spare_row = pool.blocks * pool.block_tokens
+        self.table_width = pool.needed(capacity)
+        self._tables = np.zeros((slots, self.table_width), dtype=np.int64)
+        self.forget()
 
-    def show(self, rows: list[Running]) -> None:
-        """Take the block tables of the rows of the next batch, in its order."""
-        width = max((len(row.blocks) for row in rows), default=1)
-        padded = [row.blocks + [0] * (width - len(row.blocks)) for row in rows]
-        self.tables = torch.tensor(padded, dtype=torch.long, device=self.tables.device)
+    def forget(self) -> None:
+        """Drop what is known of the slots' blocks, before another engine uses the cache."""
+        self._known: list[tuple[int, int]] = [(-1, -1)] * len(self._tables)
 
-    def store(self, layer: int, batch: Batch, k: Tensor, v: Tensor) -> None:
-        """Store k and v [K, T, e] of a ragged batch."""
-        block = self.tables[batch.slots, batch.positions // self.block_tokens]
-        offset = batch.positions % self.block_tokens
-        self.keys[layer, block, offset] = k.transpose(0, 1)
-        self.values[layer, block, offset] = v.transpose(0, 1)
+    def tables(self, rows: Sequence[Running]) -> Ints:
+        """[n, blocks per sequence] the blocks of each row."""
+        for row in rows:
+            seen = (row.number, len(row.blocks))
+            if self._known[row.slot] != seen:
+                self._known[row.slot] = seen
+                self._tables[row.slot, : len(row.blocks)] = row.blocks
+        return self._tables[[row.slot for row in rows]]
 
-    def attend(self, layer: int, batch: Batch, q: Tensor) -> Tensor:
-        """Attention of a ragged batch over what is stored: q [H, T, e] -> [T, H * e]."""
+    def store(self, layer: int, batch: PagedBatch, k: Tensor, v: Tensor) -> None:
+        """Store k and v [K, T, e] of a batch."""
+        self.keys[layer].flatten(0, 1)[batch.rows] = k.transpose(0, 1)
+        self.values[layer].flatten(0, 1)[batch.rows] = v.transpose(0, 1)
+
+    def attend(self, layer: int, batch: PagedBatch, q: Tensor) -> Tensor:
+        """Attention of a batch over what is stored: q [H, T, e] -> [T, H * e]."""
         out = kernels.ragged_attention(
-            q.transpose(0, 1).contiguous(), self.keys[layer], self.values[layer], self.tables,
+            q.transpose(0, 1).contiguous(), self.keys[layer], self.values[layer], batch.tables,
             batch.cu_rows, batch.context_tokens, batch.widest,
         )  # fmt: skip
         return out.flatten(1)

@@ -56,11 +56,12 @@ class StepLog:
         accepted: Ints,
         context_tokens: int,
         prefill_tokens: int,
+        tokens_padded: int,
         start_s: float,
         spent_us: dict[str, float],
     ) -> None:
         """Append a step; ``rows`` are its decoding requests in policy order, ``start_s`` is the
-        engine's clock."""
+        engine's clock, ``tokens_padded`` what the target pass was computed for."""
         tokens = len(rows) + int(lengths.sum()) + prefill_tokens
         entry = {
             "step": len(self),
@@ -70,7 +71,7 @@ class StepLog:
             "lengths": lengths.tolist(),
             "accepted": accepted.tolist(),
             "tokens_planned": tokens,
-            "tokens_padded": tokens,
+            "tokens_padded": tokens_padded,
             "context_tokens": context_tokens,
             "prefill_tokens": prefill_tokens,
             "start_s": start_s,

@@ -49,6 +49,8 @@ class Running:
     """Leading tokens in the drafter's state."""
     pending: list[Tensor] = field(default_factory=list)
     """Features [q, m * d] of the tokens after ``extended`` that the drafter has not taken in."""
+    kept: tuple[int, int] = (0, 0)
+    """First row and count of those that still lie in the last pass's buffer (captured steps)."""
     blocks: list[int] = field(default_factory=list)
     """KV blocks that it holds (``drafters.paging``)."""
     drafted: int = 0
@@ -85,7 +87,7 @@ class Running:
     def forget(self) -> None:
         """Drop what is cached; all but the anchor must then be computed again."""
         self.cached = self.extended = 0
-        self.pending = []
+        self.pending, self.kept = [], (0, 0)
 
     def take(self, tokens: list[int], stops: frozenset[int]) -> int:
         """Append new tokens up to the first stop token or ``max_new``; returns how many."""

@@ -1,29 +1,76 @@
 """The device half of the live loop: drafting, the ragged target pass, acceptance.
 
-Row i of every call is the sequence in cache slot i, of the target's cache as of the drafter's.
+Row i of every call is the sequence in cache slot i of the drafter's state, and of the target's
+cache unless that one is paged.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from drafters.acceptance import Drafts, verify
+from drafters.acceptance import Drafts, judge_greedy, verify
 from drafters.base import Drafter, Proposal, Sampler
 from drafters.batch import make_batch
-from drafters.kernels.noise import uniforms
-from drafters.paging import BlockPool, PagedCache
+from drafters.beliefs import raw_confidences
+from drafters.captured import CapturedDraft, CapturedPass, Uniforms
+from drafters.graphs import captured_sizes, memory_pool, next_size, powers_of_two, say_once
+from drafters.kernels.noise import host_uniforms
+from drafters.module import DraftModule
+from drafters.paging import BlockPool, PagedCache, PassInputs
 from drafters.request import Running
-from drafters.target import KVCache, Target, TargetOutput
+from drafters.target import KVCache, Target
+
+LEAST_CAPTURED_TOKENS, MOST_CAPTURED_TOKENS = 512, 2048  # where the largest graph lies
+ALIGNED = 16  # positions: masks of attention want rows of whole vectors
+
+
+class Block(NamedTuple):
+    """What was drafted, on the host."""
+
+    tokens: list[list[int]]
+    """[n][k] draft tokens."""
+    raw: Uniforms
+    """[n, k] raw confidences on their grid (``drafters.beliefs``)."""
+    proposal: Proposal
+    """The same on the device."""
+
+
+class Outcome(NamedTuple):
+    """What a target pass decided."""
+
+    accepted: list[int]
+    """Accepted drafts of each decoding row."""
+    following: list[int]
+    """Next token of each decoding row, then the first token of each prompt that ended."""
+    tokens_padded: int
+    """Tokens that the pass was computed for."""
+
+
+class Pass(NamedTuple):
+    """A target pass before anything is decided."""
+
+    logits: Tensor
+    """[rows, V]; those of the decoding rows come first."""
+    choices: Tensor
+    """[rows] argmax of each."""
+    features: Tensor
+    """[at least tokens, m * d] features of the flattened tokens."""
+    last: list[int]
+    """Row in ``logits`` of the last token of each sequence that joins."""
+    tokens_padded: int
 
 
 class Runner:
     """Target, drafter and their caches for ``slots`` sequences of up to ``capacity`` tokens.
 
-    With ``paged`` the target's keys lie in the blocks of that pool, not in slots.
+    With ``paged`` the target's keys lie in the blocks of that pool, not in slots. ``graphs``, for
+    paged keys, runs passes and drafts as captured graphs (off CUDA: their replays in eager form).
     """
 
     def __init__(
@@ -34,35 +81,119 @@ class Runner:
         slots: int,
         capacity: int,
         paged: BlockPool | None = None,
+        graphs: bool = False,
     ) -> None:
         self.target, self.drafter, self.gamma = target, drafter, gamma
+        self.slots, self.capacity, self.graphs = slots, capacity, graphs
         self.device = target.norm.weight.device
+        like = target.norm.weight.detach()
         self.cache: KVCache | PagedCache = (
-            target.new_cache(slots, capacity) if paged is None else _paged_cache(target, paged)
+            target.new_cache(slots, capacity)
+            if paged is None
+            else PagedCache(target.num_layers, target.shape, paged, slots, capacity, like)
         )
-        self.state = drafter.new_state(slots, capacity) if drafter else None
+        self.counts = powers_of_two(slots)
+        most = max(slots * (1 + gamma), LEAST_CAPTURED_TOKENS)
+        self.sizes = captured_sizes(min(most, MOST_CAPTURED_TOKENS))
+        self.state = self._new_state() if drafter else None
+        self._pool = memory_pool(self.device) if graphs else None
+        self._passes: dict[int, CapturedPass] = {}
+        self._drafts: dict[tuple[int, int, bool], CapturedDraft] = {}
+        width = len(self.feature_layers) * target.shape.hidden_size
+        self._features = like.new_zeros(self.sizes[-1] if graphs else 0, width)
+        self._captures_drafts = graphs and isinstance(drafter, DraftModule)
+        self._draws_apart = not getattr(drafter, "drawn_in_one", False)
+        if graphs and drafter is not None and not self._captures_drafts:
+            say_once(f"{type(drafter).__name__} drafts eagerly: it has no shapes to capture")
 
-    def draft(self, rows: Sequence[Running]) -> Proposal | None:
+    def _new_state(self) -> object:
+        """The drafter's state; of a captured one, for all slots of the largest draft."""
+        if not self.graphs:
+            return self.drafter.new_state(self.slots, self.capacity)
+        room = -(-(self.capacity + self.gamma) // ALIGNED) * ALIGNED - self.gamma
+        state = self.drafter.new_state(self.counts[-1], room)
+        cache = getattr(state, "cache", state)
+        if isinstance(cache, KVCache):
+            cache.whole = True
+        return state
+
+    @property
+    def feature_layers(self) -> tuple[int, ...]:
+        return self.drafter.feature_layers if self.drafter else ()
+
+    @torch.no_grad()
+    def capture(self, hot: bool) -> None:
+        """Capture every size ahead; ``hot``: also for drafts at temperatures above 0."""
+        if not self.graphs:
+            return
+        for size in reversed(self.sizes):
+            self._captured_pass(size)
+        for count in reversed(self.counts) if self._captures_drafts else ():
+            for heat in {False, hot and self._draws_apart}:
+                self._captured_draft(count, self.gamma, heat)
+
+    def _captured_pass(self, size: int) -> CapturedPass:
+        if size not in self._passes:
+            assert isinstance(self.cache, PagedCache)
+            widest = self.gamma + 1
+            self._passes[size] = CapturedPass(
+                self.target, self.cache, size, min(size, self.slots + size // widest), widest,
+                self.feature_layers, self._features, self._pool,
+            )  # fmt: skip
+        return self._passes[size]
+
+    def _captured_draft(self, count: int, length: int, hot: bool) -> CapturedDraft:
+        key = count, length, hot
+        if key not in self._drafts:
+            self._drafts[key] = CapturedDraft(
+                self.drafter, self.state, self._features, count, length, hot,
+                self.capacity - 1, self._pool,
+            )
+        return self._drafts[key]
+
+    # --- drafting ---
+
+    def draft(self, rows: Sequence[Running]) -> Block | None:
         """A block for each row, as long as the longest one wanted; None if none is."""
         longest = max((row.drafted for row in rows), default=0)
         if self.drafter is None or not longest:
             return None
         self.extend(rows)
-        anchors = self._tensor([row.tokens[-1] for row in rows])
-        positions = self._tensor([row.cached for row in rows])
-        sampler = Sampler(self._temperatures(rows), self._uniforms(rows)[:, :longest])
-        proposal = self.drafter.propose(self.state, anchors, positions, longest, sampler)
+        uniforms = self._uniforms(rows)[:, :longest]
+        if self._captures_drafts:
+            hot = self._draws_apart and any(row.request.temperature > 0 for row in rows)
+            captured = self._captured_draft(next_size(self.counts, len(rows)), longest, hot)
+            proposal, tokens, raw = captured.run(rows, uniforms)
+        else:
+            proposal, tokens, raw = self._propose(rows, longest, uniforms)
+        for row in rows:
+            if row.drafted:
+                row.extended, row.kept = row.cached, (0, 0)
         if proposal.drafted is not None:
             for row, real in zip(rows, proposal.drafted.tolist(), strict=True):
                 row.drafted = min(row.drafted, real)
-        return proposal
+        return Block(tokens, raw, proposal)
+
+    def _propose(
+        self, rows: Sequence[Running], longest: int, uniforms: Uniforms
+    ) -> tuple[Proposal, list[list[int]], Uniforms]:
+        anchors = self._tensor([row.tokens[-1] for row in rows])
+        positions = self._tensor([row.cached for row in rows])
+        heat, hot = self._temperatures(rows), any(row.request.temperature > 0 for row in rows)
+        fused = self.device.type == "cuda"
+        drawn = torch.from_numpy(uniforms).to(self.device)
+        sampler = Sampler(heat, drawn, any_hot=hot, fused=fused)
+        proposal = self.drafter.propose(self.state, anchors, positions, longest, sampler)
+        raw = raw_confidences(proposal, heat).cpu().numpy().astype(np.float64)
+        return proposal, proposal.tokens.tolist(), raw
 
     def extend(self, rows: Sequence[Running]) -> None:
-        """Give the drafter what its state lacks of the rows that draft; equally long parts share
-        a call, so that none is padded."""
+        """Give the drafter the ``pending`` features of the rows that draft; equally long parts
+        share a call, so that none is padded."""
         alike: dict[int, list[int]] = {}
         for slot, row in enumerate(rows):
-            if row.drafted and row.cached > row.extended:
+            if row.drafted and row.pending:
+                self._set_aside(row)
                 alike.setdefault(row.cached - row.extended, []).append(slot)
         for count, slots in alike.items():
             group = [rows[slot] for slot in slots]
@@ -77,13 +208,15 @@ class Runner:
             for row in group:
                 row.extended, row.pending = row.cached, []
 
+    # --- verification ---
+
     def verify(
         self,
         rows: Sequence[Running],
         chunks: list[int],
-        proposal: Proposal | None,
+        block: Block | None,
         lengths: list[int],
-    ) -> tuple[list[int], list[int]]:
+    ) -> Outcome:
         """One target pass; accepted drafts and next token of each row that gets one.
 
         The first ``len(lengths)`` rows decode and verify so many drafts; the others prefill
@@ -92,81 +225,126 @@ class Runner:
         rejection.
         """
         decoding = len(lengths)
-        drafts = proposal.tokens.tolist() if proposal else [[]] * decoding
+        drafts = block.tokens if block else [[]] * decoding
         parts = [
             [row.tokens[-1], *drafts[i][: lengths[i]]] for i, row in enumerate(rows[:decoding])
         ]
         joining = list(zip(rows[decoding:], chunks, strict=True))
         parts += [row.tokens[row.cached : row.cached + chunk] for row, chunk in joining]
-        counts = [len(part) for part in parts]
-        flat = self._tensor([token for part in parts for token in part])
-        batch = make_batch(flat, [row.cached for row in rows], counts, decoding)
-        if isinstance(self.cache, PagedCache):
-            self.cache.show(list(rows))
-        out = self.target.ragged(batch, self.cache, self.feature_layers)
-        ends = list(accumulate(counts))
+        for row in rows:
+            self._set_aside(row)
+        done = self._pass(rows, parts, decoding)
+        accepted, following = self._judge(rows[:decoding], lengths, done, block)
         heads = [
-            (row, end - 1)
-            for (row, chunk), end in zip(joining, ends[decoding:], strict=True)
+            (row, last)
+            for (row, chunk), last in zip(joining, done.last, strict=True)
             if row.ends_prefill(chunk)
         ]
-        verified = sum(counts[:decoding])
-        accepted, following = self._judge(rows[:decoding], lengths, out.hidden[:verified], proposal)
-        following += self._first_tokens(heads, out.hidden)
+        following += self._first_tokens(heads, done)
         if self.drafter is not None:
             kept = [1 + a for a in accepted] + chunks
-            self._keep_features(rows, out, counts, kept)
-        return accepted, following
+            self._keep_features(rows, done.features, parts, kept)
+        return Outcome(accepted, following, done.tokens_padded)
+
+    def _pass(self, rows: Sequence[Running], parts: list[list[int]], decoding: int) -> Pass:
+        counts = [len(part) for part in parts]
+        ends, total = list(accumulate(counts)), sum(counts)
+        size = next_size(self.sizes, total) if self.graphs else 0
+        if size:
+            logits, choices = self._captured_pass(size).run(rows, parts)
+            last = [end - 1 for end in ends[decoding:]]
+            return Pass(logits, choices, self._features, last, size)
+        if isinstance(self.cache, PagedCache):
+            inputs = PassInputs(total, len(rows), max(counts), self.cache, self.device)
+            inputs.fill(rows, parts)
+            out = self.target.ragged(inputs.batch, self.cache, self.feature_layers)
+        else:
+            flat = self._tensor([token for part in parts for token in part])
+            batch = make_batch(flat, [row.cached for row in rows], counts, decoding)
+            out = self.target.ragged(batch, self.cache, self.feature_layers)
+        verified = sum(counts[:decoding])
+        wanted = [*range(verified), *(end - 1 for end in ends[decoding:])]
+        all_wanted = wanted == list(range(total))
+        hidden = out.hidden if all_wanted else out.hidden[self._tensor(wanted)]
+        logits = self.target.lm_head(hidden)
+        features = out.hidden[:, :0] if out.features is None else out.features
+        last = list(range(verified, len(wanted)))
+        return Pass(logits, logits.argmax(-1), features, last, total)
 
     def _keep_features(
-        self, rows: Sequence[Running], out: TargetOutput, counts: list[int], kept: list[int]
-    ) -> None:
-        """Leave with each row the features of the first ``kept`` of its tokens."""
-        features = out.hidden[:, :0] if out.features is None else out.features
-        for row, part, keep in zip(rows, features.split(counts), kept, strict=True):
-            row.pending.append(part[:keep])
-
-    @property
-    def feature_layers(self) -> tuple[int, ...]:
-        return self.drafter.feature_layers if self.drafter else ()
-
-    def _judge(
         self,
         rows: Sequence[Running],
-        lengths: list[int],
-        hidden: Tensor,
-        proposal: Proposal | None,
+        features: Tensor,
+        parts: list[list[int]],
+        kept: list[int],
+    ) -> None:
+        """Leave with each row the features of the first ``kept`` of its tokens: where they lie, if
+        a captured draft can take them from there."""
+        starts = accumulate((len(part) for part in parts), initial=0)
+        in_place = features is self._features and self._captures_drafts
+        for row, start, count in zip(rows, starts, kept, strict=False):
+            if in_place and count <= self.gamma + 1 and not row.pending:
+                row.kept = start, count
+            else:
+                part = features[start : start + count]
+                row.pending.append(part.clone() if features is self._features else part)
+
+    def _set_aside(self, row: Running) -> None:
+        """Move what the last pass's buffer still holds of a row to where it stays."""
+        start, count = row.kept
+        if count:
+            row.pending.append(self._features[start : start + count].clone())
+            row.kept = 0, 0
+
+    def _judge(
+        self, rows: Sequence[Running], lengths: list[int], done: Pass, block: Block | None
     ) -> tuple[list[int], list[int]]:
         """Accepted drafts and next token of each decoding row."""
         if not rows:
             return [], []
-        logits = self.target.lm_head(hidden)
+        verified = len(rows) + sum(lengths)
+        if not any(row.request.temperature > 0 for row in rows):
+            drafts = block.tokens if block else [[]] * len(rows)
+            return judge_greedy(done.choices[:verified].tolist(), drafts, lengths)
+        logits = done.logits[:verified]
         cu_rows = self._tensor([0, *accumulate(1 + length for length in lengths)])
-        drawn = self._uniforms(rows)
-        if proposal is None:
-            tokens = cu_rows.new_empty((len(rows), 0))
+        drawn = torch.from_numpy(self._uniforms(rows)).to(self.device)
+        if block is None:
+            tokens, law = cu_rows.new_empty((len(rows), 0)), None
             draft_logits = logits.new_empty((len(rows), 0, logits.shape[1]))
         else:
-            tokens, draft_logits = proposal.tokens, proposal.logits
+            tokens, draft_logits, law = (
+                block.proposal.tokens, block.proposal.logits, block.proposal.law,
+            )  # fmt: skip
         accept = drawn[:, self.gamma : self.gamma + tokens.shape[1]]
-        drafts = Drafts(tokens, draft_logits, accept, drawn[:, -1])
+        drafts = Drafts(tokens, draft_logits, accept, drawn[:, -1].contiguous(), law)
         verdict = verify(logits, cu_rows, drafts, self._temperatures(rows))
-        return verdict.accepted.tolist(), verdict.next_tokens.tolist()
+        accepted, following = torch.stack((verdict.accepted, verdict.next_tokens)).tolist()
+        return accepted, following
 
-    def _first_tokens(self, heads: list[tuple[Running, int]], hidden: Tensor) -> list[int]:
-        """What follows each finished prompt; ``heads`` pairs a row with its last token's index."""
+    def _first_tokens(self, heads: list[tuple[Running, int]], done: Pass) -> list[int]:
+        """What follows each finished prompt; ``heads`` pairs a row with its row of logits."""
         if not heads:
             return []
-        rows = [row for row, _ in heads]
-        logits = self.target.lm_head(hidden[self._tensor([end for _, end in heads])]).float()
-        sampler = Sampler(self._temperatures(rows), self._uniforms(rows)[:, -1:])
-        return sampler(0, logits).tolist()
+        rows, at = [row for row, _ in heads], self._tensor([last for _, last in heads])
+        if not any(row.request.temperature > 0 for row in rows):
+            return done.choices[at].tolist()
+        uniforms = torch.from_numpy(self._uniforms(rows)[:, -1:]).to(self.device)
+        sampler = Sampler(self._temperatures(rows), uniforms, any_hot=True)
+        return sampler(0, done.logits[at].float()).tolist()
+
+    # --- rest ---
 
     def move(self, source: int, destination: int, row: Running) -> None:
         """Copy what is cached of ``row`` from one slot over another."""
         self.cache.move(source, destination, row.cached)
         if self.drafter is not None:
             self.state.move(source, destination, row.extended)
+
+    def forget(self) -> None:
+        """Be ready for another engine's requests."""
+        if isinstance(self.cache, PagedCache):
+            self.cache.forget()
 
     def _tensor(self, values: list[int] | list[list[int]]) -> Tensor:
         return torch.tensor(values, dtype=torch.long, device=self.device)
@@ -175,13 +353,8 @@ class Runner:
         heat = [row.request.temperature for row in rows]
         return torch.tensor(heat, dtype=torch.float32, device=self.device)
 
-    def _uniforms(self, rows: Sequence[Running]) -> Tensor:
+    def _uniforms(self, rows: Sequence[Running]) -> Uniforms:
         """[n, 2 gamma + 1] of each row's own next round: drafts, acceptances, next token."""
-        rounds = [row.rounds + bool(row.generated) for row in rows]
-        streams = self._tensor([row.stream for row in rows])
-        return uniforms(streams, self._tensor(rounds), 2 * self.gamma + 1)
-
-
-def _paged_cache(target: Target, pool: BlockPool) -> PagedCache:
-    like = target.norm.weight.detach()
-    return PagedCache(target.num_layers, target.shape, pool.blocks, pool.block_tokens, like)
+        rounds = np.array([row.rounds + bool(row.generated) for row in rows], dtype=np.int64)
+        streams = np.array([row.stream for row in rows], dtype=np.int64)
+        return host_uniforms(streams, rounds, 2 * self.gamma + 1)

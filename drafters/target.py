@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,16 +20,19 @@ from drafters.errors import UserError
 from drafters.fetch import MODELS, fetch
 from drafters.layers import DecoderLayer, LayerShape, RMSNorm, attend, rope_table
 
+if TYPE_CHECKING:
+    from drafters.paging import PagedBatch
+
 SUPPORTED = ("llama", "qwen3")
 
 
 class RaggedCache(Protocol):
     """Where a ragged pass keeps keys and values: ``KVCache``, or blocks (``drafters.paging``)."""
 
-    def store(self, layer: int, batch: Batch, k: Tensor, v: Tensor) -> None:
+    def store(self, layer: int, batch: Any, k: Tensor, v: Tensor) -> None:
         """Store k and v [K, T, e]."""
 
-    def attend(self, layer: int, batch: Batch, q: Tensor) -> Tensor:
+    def attend(self, layer: int, batch: Any, q: Tensor) -> Tensor:
         """Attention over what is stored: q [H, T, e] -> [T, H * e]."""
 
 
@@ -46,6 +49,8 @@ class KVCache:
         size = (layers, slots, shape.num_kv_heads, capacity, shape.head_dim)
         self.keys, self.values = like.new_zeros(size), like.new_zeros(size)
         self.slots, self.capacity = slots, capacity
+        self.whole = False
+        """Attend to all of the capacity, masked: shapes that a graph can keep."""
 
     def write(self, layer: int, slots: Tensor, positions: Tensor, k: Tensor, v: Tensor) -> None:
         """Store k and v [n, K, q, e] at ``positions`` [n, q] of ``slots`` [n]."""
@@ -73,11 +78,8 @@ class KVCache:
         return out if group.flat is None else out[group.flat]
 
     def reach(self, positions: Tensor, beyond: int) -> int:
-        """Cached positions that queries up to ``beyond`` past ``positions`` may look at; all of
-        them while a CUDA graph is captured, which cannot ask the device."""
-        if positions.is_cuda and torch.cuda.is_current_stream_capturing():
-            return self.capacity
-        return int(positions.max()) + beyond
+        """Cached positions that queries up to ``beyond`` past ``positions`` may look at."""
+        return self.capacity if self.whole else int(positions.max()) + beyond
 
     def broadcast(self, length: int) -> None:
         """Copy the first ``length`` positions of slot 0 to every slot."""
@@ -157,12 +159,16 @@ class Target(nn.Module):
         return TargetOutput(self.norm(x), features)
 
     def ragged(
-        self, batch: Batch, cache: RaggedCache, feature_layers: tuple[int, ...] = ()
+        self,
+        batch: Batch | PagedBatch,
+        cache: RaggedCache,
+        feature_layers: tuple[int, ...] = (),
     ) -> TargetOutput:
         """Run a ragged batch over ``cache``: its keys are stored, queries see up to themselves."""
         x = self.embed_tokens(batch.tokens).unsqueeze(0)
         shape = self.shape
-        rope = rope_table(batch.positions.unsqueeze(0), shape.head_dim, shape.rope_theta)
+        angles = rope_table(batch.positions.unsqueeze(0), shape.head_dim, shape.rope_theta)
+        rope = (angles[0].to(x.dtype), angles[1].to(x.dtype))
         wanted = {-1: x[0]} if -1 in feature_layers else {}
         for i, layer in enumerate(self.layers):
             normed = layer.input_layernorm(x)

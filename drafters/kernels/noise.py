@@ -8,20 +8,26 @@ rejection).
 
 from __future__ import annotations
 
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
+
+Words = TypeVar("Words", Tensor, npt.NDArray[np.int64])
 
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64
 _MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
 _MIX_2 = 0x94D049BB133111EB - 2**64
 
 
-def _shift_right(x: Tensor, bits: int) -> Tensor:
+def _shift_right(x: Words, bits: int) -> Words:
     """Logical shift of 64-bit words kept in int64."""
     return (x >> bits) & (2 ** (64 - bits) - 1)
 
 
-def _mix(x: Tensor) -> Tensor:
+def _mix(x: Words) -> Words:
     x = (x ^ _shift_right(x, 30)) * _MIX_1
     x = (x ^ _shift_right(x, 27)) * _MIX_2
     return x ^ _shift_right(x, 31)
@@ -36,3 +42,12 @@ def uniforms(seeds: Tensor, rounds: Tensor, count: int) -> Tensor:
     stream = _mix(_mix(seeds * _GOLDEN + _MIX_1) + rounds * _GOLDEN)
     column = torch.arange(1, count + 1, device=seeds.device) * _GOLDEN
     return _shift_right(_mix(stream.unsqueeze(-1) + column), 11).double() * 2.0**-53
+
+
+def host_uniforms(
+    seeds: npt.NDArray[np.int64], rounds: npt.NDArray[np.int64], count: int
+) -> npt.NDArray[np.float64]:
+    """The same numbers, computed on the host."""
+    stream = _mix(_mix(seeds * _GOLDEN + _MIX_1) + rounds * _GOLDEN)
+    column = np.arange(1, count + 1) * _GOLDEN
+    return _shift_right(_mix(stream[:, None] + column), 11) * 2.0**-53

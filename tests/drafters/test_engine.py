@@ -55,7 +55,7 @@ def run(
     stops: frozenset[int] = frozenset(),
     **limits: int,
 ) -> Engine:
-    config = EngineConfig(**{"max_requests": 5, "max_context": 80, **limits})
+    config = EngineConfig(**{"max_requests": 5, "max_context": 80, **limits})  # type: ignore[arg-type]
     engine = Engine(target, drafter, policy, cost_table(), config, stops)  # type: ignore[arg-type]
     heat = [temperature] * len(asked) if isinstance(temperature, float) else temperature
     for i, (prompt, t) in enumerate(zip(asked, heat, strict=True)):

@@ -1,0 +1,111 @@
+"""Replaying the same launches: what a step's device work costs a host that launches it once.
+
+A captured function reads static inputs and leaves static outputs: the host fills ``Inputs``, sends
+them in one copy, and replays. Off CUDA a replay is the same call again, so that buffers, padding
+and indices are those of a graph and can be tested anywhere.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import cache
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+T = TypeVar("T")
+WARM_UPS = 2
+_log = logging.getLogger(__name__)
+
+
+def captured_sizes(last: int) -> tuple[int, ...]:
+    """1, 2, 3, 4, 6, 8, 12, .. up to the first that is not below ``last``: a pass is padded to the
+    next one, by a third at most."""
+    sizes = [1, 2]
+    while sizes[-1] < last:
+        sizes.append(sizes[-2] * 2 if len(sizes) % 2 else sizes[-1] * 3 // 2)
+    return tuple(sizes)
+
+
+def powers_of_two(last: int) -> tuple[int, ...]:
+    """1, 2, 4, .. up to the first that is not below ``last``."""
+    return tuple(2**i for i in range(max(last - 1, 0).bit_length() + 1))
+
+
+def next_size(sizes: tuple[int, ...], wanted: int) -> int:
+    """The smallest of ascending ``sizes`` that holds ``wanted``; 0 where none does."""
+    return next((size for size in sizes if size >= wanted), 0)
+
+
+class Inputs:
+    """Integer arrays that a captured function reads: host side, device side, one copy between.
+
+    ``host`` and ``at`` hold [shape] int64 views by name; float64 values go through ``.view``.
+    """
+
+    def __init__(self, shapes: dict[str, tuple[int, ...]], device: torch.device) -> None:
+        counts = {name: int(np.prod(shape)) for name, shape in shapes.items()}
+        # Even offsets keep every view on 16 bytes, which compiled kernels ask about.
+        ends = np.cumsum([count + count % 2 for count in counts.values()])
+        self._staging = torch.zeros(
+            int(ends[-1]), dtype=torch.long, pin_memory=device.type == "cuda"
+        )
+        self._sent = torch.zeros(int(ends[-1]), dtype=torch.long, device=device)
+        self.host: dict[str, npt.NDArray[np.int64]] = {}
+        self.at: dict[str, torch.Tensor] = {}
+        for (name, shape), start in zip(shapes.items(), [0, *ends.tolist()], strict=False):
+            part = slice(start, start + counts[name])
+            self.host[name] = self._staging.numpy()[part].reshape(shape)
+            self.at[name] = self._sent[part].view(shape)
+
+    def send(self) -> None:
+        """Copy what was written; the host must not write again before it has read a result."""
+        self._sent.copy_(self._staging, non_blocking=True)
+
+
+class Replay(Generic[T]):
+    """``call`` captured once and launched again; its result is overwritten by the next launch."""
+
+    def __init__(self, call: Callable[[], T], device: torch.device, pool: Any = None) -> None:
+        """``call`` runs a few times, on what its inputs hold, before it is captured."""
+        self._call, self._graph = call, None
+        if device.type == "cuda":
+            self._graph, self.result = _capture(call, pool)
+        else:
+            self.result = call()
+
+    def __call__(self) -> T:
+        if self._graph is None:
+            self.result = self._call()
+        else:
+            self._graph.replay()
+        return self.result
+
+
+def _capture(call: Callable[[], T], pool: Any) -> tuple[torch.cuda.CUDAGraph, T]:
+    """The graph of ``call`` and its result; kernels are compiled and workspaces made before."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(WARM_UPS):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool):
+        result = call()
+    return graph, result
+
+
+def memory_pool(device: torch.device) -> Any:
+    """A pool for graphs that run one after the other; None off CUDA."""
+    return torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+
+
+@cache
+def say_once(text: str) -> None:
+    """A line in the log, the first time."""
+    _log.warning(text)
