@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,11 +11,14 @@ from torch import Tensor
 
 from drafters.base import Draw, Proposal
 from drafters.block import BlockDrafter
+from drafters.engine import Engine, EngineConfig
 from drafters.presets import build_drafter
+from drafters.request import Request
 from drafters.target import Target
+from policies.base import Policy
 from policies.cost import CostTable
 
-VOCAB, GAMMA = 97, 5
+VOCAB, GAMMA, NEW = 97, 5, 24
 WORDS = "zero one two three four five six seven eight nine ten plus minus is"
 
 
@@ -78,7 +82,7 @@ def block_drafter(target: Target) -> BlockDrafter:
     torch.manual_seed(1)
     drafter = build_drafter("dspark", target, args).requires_grad_(False)
     torch.nn.init.normal_(drafter.confidence_head.proj.weight, std=0.5)
-    return drafter
+    return drafter.to(target.norm.weight.device)
 
 
 class Informed:
@@ -112,9 +116,10 @@ class Informed:
             block, sure = self._block([*state.held[slot][:at], anchor], gamma)
             blocks.append(block)
             confidences.append(sure)
-        logits = 30.0 * torch.nn.functional.one_hot(torch.tensor(blocks), VOCAB).float()
+        right = torch.tensor(blocks, device=anchors.device)
+        logits = 30.0 * torch.nn.functional.one_hot(right, VOCAB).float()
         tokens = torch.stack([draw(k, logits[:, k]) for k in range(gamma)], 1)
-        return Proposal(tokens, logits, torch.tensor(confidences))
+        return Proposal(tokens, logits, torch.tensor(confidences, device=anchors.device))
 
     def _block(self, held: list[int], gamma: int) -> tuple[list[int], list[float]]:
         text = next((t for t in self.texts if t[: len(held)] == held), held)
@@ -138,3 +143,34 @@ class Memory:
 def cost_table(gamma: int = GAMMA, token_s: float = 1e-3) -> CostTable:
     draft = np.outer(np.arange(gamma + 1) > 0, np.full(65, 1e-3)).astype(float)
     return CostTable(draft, 5e-3 + token_s * np.arange(400.0))
+
+
+def run(
+    target: Target,
+    drafter: object,
+    policy: Policy,
+    asked: Sequence[Sequence[int]],
+    *,
+    temperature: float | Sequence[float] = 0.0,
+    stops: frozenset[int] = frozenset(),
+    **limits: Any,
+) -> Engine:
+    """The engine after it has served ``asked``, its rows in order."""
+    config = EngineConfig(**{"max_requests": 5, "max_context": 80, **limits})
+    engine = Engine(target, drafter, policy, cost_table(), config, stops)  # type: ignore[arg-type]
+    heat = [temperature] * len(asked) if isinstance(temperature, float) else temperature
+    for i, (prompt, t) in enumerate(zip(asked, heat, strict=True)):
+        engine.submit(
+            Request(
+                request_id=i, name=str(i), prompt=tuple(prompt), max_new=NEW, temperature=t,
+                domain=i % 3,
+            )
+        )  # fmt: skip
+    while engine.busy:
+        engine.step()
+    engine.ended.sort(key=lambda row: row.request.request_id)
+    return engine
+
+
+def informed(asked: Sequence[Sequence[int]], outputs: Sequence[Sequence[int]]) -> Informed:
+    return Informed([[*p, *o] for p, o in zip(asked, outputs, strict=True)])

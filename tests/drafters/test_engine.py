@@ -1,7 +1,5 @@
 """The live engine against transformers, against the theory of walking, and under stress."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import pytest
 import torch
@@ -15,74 +13,48 @@ from policies.base import Policy, StepOutcome, VerifyPlan, VerifyState
 from policies.registry import create, get, names
 from tests.drafters.live import (
     GAMMA,
+    NEW,
     VOCAB,
-    Informed,
     block_drafter,
     cost_table,
+    informed,
     prompts,
+    run,
     save_model,
     transformers_greedy,
 )
 
-NEW = 24
 LIVE = [name for name in names() if not get(name).analysis_only]
 
 
 @pytest.fixture(scope="module", params=["llama", "qwen3"])
-def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, device: str):
     """(transformers model, our target of the same weights)."""
     folder = tmp_path_factory.mktemp(request.param)
     model = save_model(folder, request.param)
-    return model, load_target(str(folder))
+    return model, load_target(str(folder), device=device)
 
 
 @pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[Target, list[tuple[int, ...]], list]:
+def llama(
+    tmp_path_factory: pytest.TempPathFactory, device: str
+) -> tuple[Target, list[tuple[int, ...]], list]:
     """(target, prompts, greedy outputs of transformers)."""
     folder = tmp_path_factory.mktemp("llama")
     model = save_model(folder)
     asked = prompts(12)
-    return load_target(str(folder)), asked, [transformers_greedy(model, p, NEW) for p in asked]
-
-
-def run(
-    target: Target,
-    drafter: object,
-    policy: Policy,
-    asked: Sequence[Sequence[int]],
-    *,
-    temperature: float | Sequence[float] = 0.0,
-    stops: frozenset[int] = frozenset(),
-    **limits: int,
-) -> Engine:
-    config = EngineConfig(**{"max_requests": 5, "max_context": 80, **limits})  # type: ignore[arg-type]
-    engine = Engine(target, drafter, policy, cost_table(), config, stops)  # type: ignore[arg-type]
-    heat = [temperature] * len(asked) if isinstance(temperature, float) else temperature
-    for i, (prompt, t) in enumerate(zip(asked, heat, strict=True)):
-        engine.submit(
-            Request(
-                request_id=i, name=str(i), prompt=tuple(prompt), max_new=NEW, temperature=t,
-                domain=i % 3,
-            )
-        )  # fmt: skip
-    while engine.busy:
-        engine.step()
-    engine.ended.sort(key=lambda row: row.request.request_id)
-    return engine
-
-
-def informed(asked: Sequence[Sequence[int]], outputs: Sequence[Sequence[int]]) -> Informed:
-    return Informed([[*p, *o] for p, o in zip(asked, outputs, strict=True)])
+    outputs = [transformers_greedy(model, p, NEW) for p in asked]
+    return load_target(str(folder), device=device), asked, outputs
 
 
 @pytest.mark.parametrize("drafter", ["none", "block", "ngram"])
-def test_greedy_output_is_transformers_own(pair, drafter: str) -> None:
+def test_greedy_output_is_transformers_own(pair, drafter: str, device: str) -> None:
     model, target = pair
     asked = prompts(8, seed=2)
     made = {
         "none": lambda: None,
         "block": lambda: block_drafter(target),
-        "ngram": lambda: NgramDrafter(VOCAB, GAMMA, shortest=1),
+        "ngram": lambda: NgramDrafter(VOCAB, GAMMA, shortest=1, device=device),
     }[drafter]()
     policy = create("none" if drafter == "none" else "confidence", GAMMA)
     engine = run(target, made, policy, asked)
