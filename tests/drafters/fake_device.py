@@ -122,6 +122,7 @@ class Device(TorchFunctionMode):
                 return args[0]
             if name in ("to", "cuda", "cpu") and tensors:
                 return self._move(func, name, args, kwargs)
+            kwargs.pop("pin_memory", None)
             wanted = kwargs.get("device")
             if _on_cuda(wanted):
                 kwargs["device"] = "cpu"
@@ -305,7 +306,7 @@ def _cuda_mocks(device: Device) -> dict[str, Any]:
 @contextlib.contextmanager
 def emulated() -> Iterator[Device]:
     """A device for the code inside; see the module."""
-    from drafters import provenance
+    from drafters import kernels, provenance
     from drafters.kernels import dispatch
 
     device, autocast, save = Device(), torch.autocast, torch.save
@@ -327,6 +328,22 @@ def emulated() -> Iterator[Device]:
 
         return run
 
+    def kernel(operation: str, tensor: Tensor) -> Callable[..., Any]:
+        """The reference; a capture records it as one launch, whatever it reads on the host."""
+        work = dispatch._load(operation, "reference")
+
+        def launch(*args: Any) -> Any:
+            graph, device.capturing = device.capturing, None
+            try:
+                out = leniently(work)(*args)
+            finally:
+                device.capturing = graph
+            if graph is not None:
+                graph.calls.append((work, args, {}, out))
+            return out
+
+        return launch
+
     def save_plain(value: Any, *args: Any, **kwargs: Any) -> None:
         save(tree_map_only(Tensor, lambda t: _untag(t.detach()), value), *args, **kwargs)
 
@@ -335,7 +352,7 @@ def emulated() -> Iterator[Device]:
             stack.enter_context(mock.patch.object(torch.cuda, name, value))
         for owner, name, value in (
             (torch, "autocast", on_cpu), (torch, "save", save_plain),
-            (dispatch, "backend", lambda kind: "reference"),
+            (kernels, "implementation", kernel),
             (provenance, "driver_version", lambda device: "emulated"),
             (Tensor, "backward", leniently(backward)),
             (torch.optim.AdamW, "step", leniently(torch.optim.AdamW.step)),
