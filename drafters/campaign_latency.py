@@ -3,8 +3,8 @@
 Cells are measured band by band (few requests with long contexts, many with short ones), each with a
 cache of its own size; repetitions go on until the band's time is spent, at least three. What the
 target does is measured once, beside the first drafter, and shared by the bundles of the others.
-On CUDA a second bundle, ``NAME-graphs``, holds the same passes replayed from captured graphs, with
-eager cells beyond the captured sizes.
+On CUDA a second bundle, ``NAME-graphs``, holds the same as the live loop runs it, from captured
+graphs, with eager cells beyond the captured sizes.
 """
 
 from __future__ import annotations
@@ -14,19 +14,17 @@ import os
 import random
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 import torch
 
 import drafters
-from drafters.base import Drafter, Proposal, Sampler
-from drafters.batch import make_batch
+from drafters.base import Drafter
 from drafters.errors import UserError
-from drafters.kernels.measure import captured
-from drafters.ngram import NgramDrafter
-from drafters.profile import COMMITTED, Cell, Grid, Profiler, cells
+from drafters.graphs import wanted
+from drafters.profile import Cell, Grid, Profiler, cells
 from drafters.provenance import measured
 from drafters.shapes import random_drafter, random_target
 from drafters.target import Target, load_target
@@ -34,7 +32,6 @@ from gpu_traces.bundle import BundleError, write_bundle
 
 LEAST_REPETITIONS = 3
 MOST_REPETITIONS = 15
-MOST_CAPTURED_TOKENS = 1024  # graphs of larger passes save nothing: launches are hidden there
 MOST_TOKENS = 4096
 TARGET_MODES = ("verify", "prefill", "overhead")
 
@@ -71,65 +68,6 @@ class Band(Profiler):
                     rows.append(self._sample(cell, repetition, taken_s))
         return rows
 
-    def graph_samples(self, chosen: Sequence[Cell]) -> list[dict[str, object]]:
-        """The same from captured graphs; a pass that cannot be captured is left out."""
-        rows = []
-        for cell in chosen:
-            try:
-                replay = self._captured(cell)
-            except RuntimeError as error:
-                print(f"no graph of {cell}: {str(error).splitlines()[0]}", file=sys.stderr)
-                continue
-            replay()
-            for repetition in range(LEAST_REPETITIONS + 2):
-                rows.append(self._sample(cell, repetition, self._time(replay)) | {"graph": True})
-            torch.cuda.empty_cache()
-        return rows
-
-    def _captured(self, cell: Cell) -> Callable[[], object]:
-        return self._captured_draft(cell) if cell.mode == "draft" else self._captured_pass(cell)
-
-    def _captured_pass(self, cell: Cell) -> Callable[[], object]:
-        """Replay of the target pass, then acceptance, which stays outside the graph."""
-        runner, width = self.runner, cell.tokens // cell.requests
-        rows = [self._row(cell) for _ in range(cell.requests)]
-        tokens = torch.ones(cell.tokens, dtype=torch.long, device=runner.device)
-        starts = [cell.context_tokens] * cell.requests
-        batch = make_batch(tokens, starts, [width] * cell.requests)
-        kept: dict[str, torch.Tensor] = {}
-
-        def forward() -> None:
-            kept["hidden"] = runner.target.ragged(batch, runner.cache, runner.feature_layers).hidden
-
-        replay, proposal = _graph(forward), None
-        if width > 1:
-            drafts = torch.zeros(cell.requests, width - 1, dtype=torch.long, device=runner.device)
-            proposal = Proposal(drafts, self.logits[: cell.requests, : width - 1], None)
-        lengths = [width - 1] * cell.requests
-
-        def work() -> None:
-            replay()
-            runner._judge(rows, lengths, kept["hidden"], proposal)
-
-        return work
-
-    def _captured_draft(self, cell: Cell) -> Callable[[], object]:
-        """Replay of taking in a typical round's tokens and drafting a block."""
-        n, device, drafter = cell.requests, self.runner.device, self.runner.drafter
-        assert drafter is not None
-        state, slots = self.runner.state, torch.arange(n, device=device)
-        tokens = torch.ones(n, COMMITTED, dtype=torch.long, device=device)
-        features = self.features[:COMMITTED].expand(n, -1, -1)
-        anchors = torch.full((n,), cell.context_tokens, device=device)
-        positions = anchors.unsqueeze(1) - COMMITTED + torch.arange(COMMITTED, device=device)
-        greedy = Sampler(torch.zeros(n, device=device), torch.zeros(n, cell.draft_length))
-
-        def draft() -> None:
-            drafter.extend(state, tokens, features, positions, slots)
-            drafter.propose(state, tokens[:, 0], anchors, cell.draft_length, greedy)
-
-        return _graph(draft)
-
 
 @torch.no_grad()
 def measure_pair(
@@ -138,54 +76,42 @@ def measure_pair(
     bands: Sequence[Grid],
     seconds: float,
     shared: pd.DataFrame | None = None,
+    kinds: Sequence[bool] = (False,),
 ) -> pd.DataFrame:
     """The ``steps`` table of a pair. ``shared``: rows of the target's own modes, taken over from
-    another drafter's table instead of measured again."""
+    another drafter's table instead of measured again. ``kinds``: with graphs, without, or both."""
     rows: list[dict[str, object]] = []
     gamma = drafter.gamma if drafter else 0
     for index, shapes in enumerate(bands):
-        band = Band(target, drafter, shapes)
         chosen = [c for c in cells(shapes, gamma) if c.tokens <= MOST_TOKENS or c.requests == 1]
         if shared is not None:
             chosen = [c for c in chosen if c.mode not in TARGET_MODES]
-        rows += band.samples(chosen, seconds / len(bands))
-        if band.runner.device.type == "cuda":
-            rows += band.graph_samples([c for c in chosen if _capturable(c, drafter)])
-        if index == 0 and shared is None:
-            rows += band._overhead()
-        del band
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        for graphs in kinds:
+            band = Band(target, drafter, shapes, graphs)
+            mine = [c for c in chosen if band.captures(c)] if graphs else chosen
+            rows += band.samples(mine, seconds / len(bands) / len(kinds))
+            if index == 0 and shared is None:
+                rows += [row | {"graph": graphs} for row in band._overhead()]
+            del band
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
     made = pd.DataFrame(rows)
     return made if shared is None else pd.concat([shared, made], ignore_index=True)
 
 
-def _graph(call: Callable[[], None]) -> Callable[[], None]:
-    """Replay of ``call``, captured when all that it reads has been written."""
-    torch.cuda.synchronize()
-    return captured(call)
-
-
-def _capturable(cell: Cell, drafter: Drafter | None) -> bool:
-    if cell.mode == "draft":
-        return not isinstance(drafter, NgramDrafter)
-    return cell.mode == "verify" and not cell.ragged and cell.tokens <= MOST_CAPTURED_TOKENS
-
-
 def without_graphs(steps: pd.DataFrame) -> pd.DataFrame:
-    """What an eager engine does, as the live loop here."""
+    """What an eager engine does, as the live loop with ``--no-graphs``."""
     return steps[~steps["graph"].astype(bool)].reset_index(drop=True)
 
 
 def with_graphs(steps: pd.DataFrame) -> pd.DataFrame:
-    """What an engine with captured graphs does: eager cells only where no graph was captured."""
+    """What an engine with captured graphs does, as the live loop on CUDA: eager cells only where no
+    graph was captured."""
     graph = steps["graph"].astype(bool)
     largest = steps[graph].groupby("mode")[["tokens", "requests"]].max()
-    verify, draft = steps["mode"] == "verify", steps["mode"] == "draft"
-    replaced = steps["tokens"] <= largest["tokens"].get("verify", 0)
-    hidden = (verify & replaced) | (
-        draft & (steps["requests"] <= largest["requests"].get("draft", 0))
-    )
+    hidden = steps["mode"].eq("overhead") & ("overhead" in largest.index)
+    for mode, size in (("verify", "tokens"), ("prefill", "tokens"), ("draft", "requests")):
+        hidden |= (steps["mode"] == mode) & (steps[size] <= largest[size].get(mode, 0))
     return steps[graph | ~hidden].reset_index(drop=True)
 
 
@@ -237,7 +163,8 @@ def run(args: argparse.Namespace) -> None:
                 troubles.append(str(error))
                 continue
             seconds = args.seconds / len(args.drafters)
-            steps = measure_pair(target, drafter, BANDS[args.grid], seconds, shared)
+            kinds = (False, True) if wanted(args.graphs, args.device) else (False,)
+            steps = measure_pair(target, drafter, BANDS[args.grid], seconds, shared, kinds)
             if args.shape:
                 write_latency_bundles(args, name, source, drafter.gamma, steps)
             write_steps(path, steps)
@@ -266,6 +193,8 @@ def parser() -> argparse.ArgumentParser:
     add("--grid", choices=tuple(BANDS), default="cpu", help="bands of shapes")
     add("--seconds", type=float, default=120.0, help="time to repeat in, all drafters together")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="precision")
+    add("--graphs", action=argparse.BooleanOptionalAction, default=None,
+        help="also as captured CUDA graphs; on with CUDA")  # fmt: skip
     add("--device", default="cpu", help="torch device")
     return made
 

@@ -25,11 +25,14 @@ import torch
 
 import drafters
 from drafters import decode
-from drafters.engine import Engine, EngineConfig
+from drafters.base import Drafter
+from drafters.engine import Engine, EngineConfig, make_runner
 from drafters.errors import UserError, exit_code
 from drafters.generate import spread
+from drafters.graphs import wanted
 from drafters.policy_choice import Choice, choose
 from drafters.prompts import Prompt, load_prompts
+from drafters.runner import Runner
 from drafters.target import Target, encode_chat, load_target, load_tokenizer, stop_tokens
 from drafters.traffic import make_requests, read_arrivals
 from gpu_traces.bundle import find_bundle, read_bundle
@@ -69,28 +72,27 @@ class Live:
         self.prompts = [self.prompts[i] for i in fits]
         self.encoded = [encoded[i] for i in fits]
         self.choices: dict[str, Choice] = {}
+        self.graphs = wanted(args.graphs, args.device)
+        self._runners: dict[tuple[bool, int], Runner] = {}
 
     def choice(self, policy: str) -> Choice:
         """A fresh policy with the beliefs that the drafter's bundle gives it."""
         if policy not in self.choices:
             bundle = str(self.args.bundle)
-            self.choices[policy] = choose(policy, self.target, self.drafter, bundle)
+            self.choices[policy] = choose(policy, self.target, self.drafter, bundle, self.graphs)
         return copy.deepcopy(self.choices[policy])
 
     def run(self, cell: Cell) -> float:
         """Run a cell and write its folder; returns completed requests per second."""
         args, choice = self.args, self.choice(cell.policy)
         temperature = 1.0 if cell.arrivals else 0.0
-        config = EngineConfig(
-            max_requests=cell.concurrency,
-            max_step_tokens=max(2048, 10 * cell.concurrency),
-            max_context=args.max_context,
-            seed=args.seed,
-        )
+        config = self._config(cell.concurrency)
         drafter = None if choice.policy.name == "none" else self.drafter
+        gamma = drafter.gamma if drafter else choice.cost.gamma
         engine = Engine(
-            self.target, drafter, choice.policy, choice.cost, config, self.stops, choice.calibration
-        )
+            self.target, drafter, choice.policy, choice.cost, config, self.stops,
+            choice.calibration, runner=self._runner(drafter, gamma),
+        )  # fmt: skip
         for request in make_requests(
             *self._prompts(cell), choice.domains, args.max_new, temperature
         ):
@@ -100,6 +102,25 @@ class Live:
         self._write(cell, engine, choice, temperature)
         print(f"{cell.name}: {decode.table(done, [])}", flush=True)
         return float(done["requests_completed"] / done["wall_s"])
+
+    def _config(self, concurrency: int) -> EngineConfig:
+        return EngineConfig(
+            max_requests=concurrency,
+            max_step_tokens=max(2048, 10 * concurrency),
+            max_context=self.args.max_context,
+            graphs=self.graphs,
+            seed=self.args.seed,
+        )
+
+    def _runner(self, drafter: Drafter | None, gamma: int) -> Runner | None:
+        """With graphs, one for all runs at any concurrency, so that they are captured once."""
+        if not self.graphs:
+            return None
+        key = drafter is None, gamma
+        if key not in self._runners:
+            config = self._config(max(self.args.concurrency))
+            self._runners[key] = make_runner(self.target, drafter, gamma, config)
+        return self._runners[key]
 
     def _serve(self, engine: Engine) -> None:
         """Until all is served or the run's time is over; a signal leaves the run unwritten."""
@@ -210,6 +231,8 @@ def parser() -> argparse.ArgumentParser:
     add("--seconds", type=float, default=1e9, help="start no run after so long")
     add("--seconds-per-run", type=float, default=60.0, help="end a run after so long")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="precision")
+    add("--graphs", action=argparse.BooleanOptionalAction, default=None,
+        help="run steps as captured CUDA graphs; on with CUDA")  # fmt: skip
     add("--device", default="cpu", help="torch device")
     add("--seed", type=int, default=0, help="seed of every draw")
     return made

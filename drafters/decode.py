@@ -27,6 +27,7 @@ from drafters.base import Drafter
 from drafters.engine import Engine, EngineConfig
 from drafters.errors import UserError
 from drafters.generate import spread
+from drafters.graphs import wanted
 from drafters.policy_choice import Choice, choose
 from drafters.progress import progress
 from drafters.prompts import SPLITS, Prompt, load_prompts
@@ -174,7 +175,8 @@ def build(args: argparse.Namespace) -> tuple[Engine, Choice, list[Prompt]]:
     prompts = spread(load_prompts(args.prompts, args.split), args.limit)
     arrivals = read_arrivals(args.arrivals) if args.arrivals else []
     target, drafter = load_models(args)
-    choice = choose(args.policy, target, drafter, args.bundle)
+    graphs = wanted(args.graphs, args.device)
+    choice = choose(args.policy, target, drafter, args.bundle, graphs)
     if choice.policy.anticipating and args.temperature > 0 and not args.allow_anticipating:
         raise UserError(
             f"policy {args.policy!r} sizes on current confidences, which biases sampled text;"
@@ -187,6 +189,7 @@ def build(args: argparse.Namespace) -> tuple[Engine, Choice, list[Prompt]]:
         max_context=args.max_context,
         kv_tokens=args.kv_tokens,
         paged=args.paged,
+        graphs=graphs,
         seed=args.seed,
     )
     stops = stop_tokens(args.target, tokenizer)
@@ -236,7 +239,7 @@ def parser() -> argparse.ArgumentParser:
     )
 
     def add(name: str, default: Any = None, help: str = "", **rest: Any) -> None:
-        if not rest.get("required") and rest.get("action") != "store_true":
+        if not rest.get("required") and "action" not in rest:
             help += f" (default: {default if default not in ('', None) else 'none'})"
         made.add_argument(name, default=default, help=help, **rest)
 
@@ -254,6 +257,8 @@ def parser() -> argparse.ArgumentParser:
     add("--max-step-tokens", 2048, "target tokens of one step at most", type=int)
     add("--kv-tokens", 0, "tokens that the KV cache holds; 0: all that may run at once", type=int)
     add("--paged", False, action="store_true", help="keep keys in blocks instead of slots")
+    add("--graphs", None, "run steps as captured CUDA graphs, keys in blocks; on with CUDA",
+        action=argparse.BooleanOptionalAction)  # fmt: skip
     add("--bundle", "", "trace bundle that gives calibration and cost table; without one the"
         " engine profiles itself")  # fmt: skip
     add("--allow-anticipating", False, action="store_true",

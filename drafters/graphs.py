@@ -105,6 +105,14 @@ def memory_pool(device: torch.device) -> Any:
     return torch.cuda.graph_pool_handle() if device.type == "cuda" else None
 
 
+def wanted(asked: bool | None, device: str) -> bool:
+    """Whether to capture graphs on ``device``: where it is CUDA, unless told otherwise."""
+    cuda = device.startswith("cuda")
+    if asked and not cuda:
+        say_once(f"--graphs needs a CUDA device; steps on {device} run eagerly")
+    return cuda and asked is not False
+
+
 @cache
 def say_once(text: str) -> None:
     """A line in the log, the first time."""

@@ -131,7 +131,13 @@ class PagedCache:
     """
 
     def __init__(
-        self, layers: int, shape: LayerShape, pool: BlockPool, slots: int, capacity: int, like: Tensor
+        self,
+        layers: int,
+        shape: LayerShape,
+        pool: BlockPool,
+        slots: int,
+        capacity: int,
+        like: Tensor,
     ) -> None:
         size = (layers, pool.blocks + 1, pool.block_tokens, shape.num_kv_heads, shape.head_dim)
         self.keys, self.values = like.new_zeros(size), like.new_zeros(size)

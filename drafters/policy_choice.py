@@ -32,12 +32,15 @@ class Choice:
     """Names behind the domain codes; empty: the prompts' own, sorted."""
 
 
-def choose(text: str, target: Target, drafter: Drafter | None, bundle_name: str) -> Choice:
+def choose(
+    text: str, target: Target, drafter: Drafter | None, bundle_name: str, graphs: bool = False
+) -> Choice:
     """The policy that ``text`` names: a file of ``sim.run --export``, or name and parameters.
 
     Cost table and calibration come from the policy file; with a bundle (given, or the shipped one
     that the policy was chosen on) calibration and domain codes are the bundle's, and so is the cost
-    table of a policy given by name. Without either the engine profiles itself. Raises UserError
+    table of a policy given by name. Without either the engine profiles itself, with ``graphs`` or
+    without. Raises UserError
     with one line for anything unknown or unfit.
     """
     gamma = drafter.gamma if drafter else DEFAULT_GAMMA
@@ -54,7 +57,7 @@ def choose(text: str, target: Target, drafter: Drafter | None, bundle_name: str)
         else:
             name, parameters = registry.parse(text)
             policy = registry.create(name, gamma, **parameters)
-            choice = Choice(policy, *_believed_cost(policy, target, drafter, bundle))
+            choice = Choice(policy, *_believed_cost(policy, target, drafter, bundle, graphs))
     except ValueError as error:
         raise UserError(str(error)) from None
     if bundle is None:
@@ -86,18 +89,20 @@ def _from_file(stored: PolicyFile, path: str, drafter: Drafter | None) -> Choice
 
 
 def _believed_cost(
-    policy: Policy, target: Target, drafter: Drafter | None, bundle: Bundle | None
+    policy: Policy, target: Target, drafter: Drafter | None, bundle: Bundle | None, graphs: bool
 ) -> tuple[CostTable, str]:
     if bundle is None:
-        return measured_cost(policy, target, drafter)
+        return measured_cost(policy, target, drafter, graphs)
     manifest = bundle.manifest
     model, _ = fit_latency(bundle.steps, origin=manifest.origin, gamma=manifest.gamma)
     return model.cost_table(policy.cost_rule), str(manifest.origin)
 
 
-def measured_cost(policy: Policy, target: Target, drafter: Drafter | None) -> tuple[CostTable, str]:
+def measured_cost(
+    policy: Policy, target: Target, drafter: Drafter | None, graphs: bool = False
+) -> tuple[CostTable, str]:
     """What the engine finds when it profiles itself at the start, as vLLM does."""
-    steps = profile.measure(target, drafter, profile.grid("quick"))
+    steps = profile.measure(target, drafter, profile.grid("quick"), graphs)
     model, _ = fit_latency(
         steps, name="start-up", gamma=drafter.gamma if drafter else DEFAULT_GAMMA
     )

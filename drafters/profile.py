@@ -1,9 +1,10 @@
 """Measure step latencies over a grid of shapes: ``python -m drafters.profile --out BUNDLE``.
 
-Every cell runs the live loop's own code (``drafters.runner``) on made-up sequences, because time
-does not depend on what the tokens are. All cells are visited once per repetition, in a new order,
-so that a machine that slows down or speeds up does so for all of them; the first round warms up
-and is not kept. ``--shape`` measures random weights of a real architecture: latency only.
+Every cell runs the live loop's own code (``drafters.runner``), with captured graphs where it has
+them, on made-up sequences, because time does not depend on what the tokens are. All cells are
+visited once per repetition, in a new order, so that a machine that slows down or speeds up does so
+for all of them; the first round warms up and is not kept. ``--shape`` measures random weights of a
+real architecture: latency only.
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ import torch
 from drafters.base import Drafter, Proposal
 from drafters.engine import Engine, EngineConfig
 from drafters.errors import UserError, exit_code
+from drafters.graphs import next_size, wanted
+from drafters.paging import BlockPool
 from drafters.progress import progress
 from drafters.provenance import measured
 from drafters.request import Request, Running
-from drafters.runner import Runner
+from drafters.runner import Block, Runner
 from drafters.target import Target, load_target
 from gpu_traces.bundle import write_bundle
 from gpu_traces.fit import fit_latency
@@ -109,18 +112,38 @@ def cells(shapes: Grid, gamma: int) -> list[Cell]:
 
 
 class Profiler:
-    """Runs cells on one pair of models."""
+    """Runs cells on one pair of models, as captured graphs or eagerly."""
 
-    def __init__(self, target: Target, drafter: Drafter | None, shapes: Grid) -> None:
-        self.target, self.drafter, self.shapes = target, drafter, shapes
+    def __init__(
+        self, target: Target, drafter: Drafter | None, shapes: Grid, graphs: bool = False
+    ) -> None:
+        self.target, self.drafter, self.shapes, self.graphs = target, drafter, shapes, graphs
         self.gamma = drafter.gamma if drafter else 0
         longest = max(*shapes.contexts, *shapes.prefill)
         slots, room = max(shapes.requests), longest + self.gamma + 2
-        self.runner = Runner(target, drafter, self.gamma, slots, room)
+        self.pool = self._pool(shapes)
+        paged = self.pool if graphs else None
+        self.runner = Runner(target, drafter, self.gamma, slots, room, paged, graphs)
         width = len(self.runner.feature_layers) * target.shape.hidden_size
-        like = target.norm.weight
-        self.features = like.new_zeros(longest, width)
-        self.logits = like.new_zeros(slots, self.gamma, target.vocab_size, dtype=torch.float32)
+        self.features = target.norm.weight.new_zeros(longest, width)
+        self._made = 0
+
+    def _pool(self, shapes: Grid) -> BlockPool:
+        """Blocks for the largest cell."""
+        pool = BlockPool(0, 16)
+        wanted = [cell.requests * self._blocks(pool, cell) for cell in cells(shapes, self.gamma)]
+        return BlockPool(max(wanted), pool.block_tokens)
+
+    def _blocks(self, pool: BlockPool, cell: Cell) -> int:
+        """Blocks of each request of a cell."""
+        return pool.needed(max(cell.context_tokens, cell.tokens // cell.requests) + self.gamma + 2)
+
+    def captures(self, cell: Cell) -> bool:
+        """Whether a cell runs as a captured graph."""
+        if cell.mode == "draft":
+            return self.runner.captures_drafts
+        passes = cell.mode in ("verify", "prefill")
+        return self.graphs and passes and next_size(self.runner.sizes, cell.tokens) > 0
 
     @torch.no_grad()
     def run(self) -> pd.DataFrame:
@@ -139,7 +162,7 @@ class Profiler:
 
     def _sample(self, cell: Cell, repetition: int, seconds: float) -> dict[str, object]:
         return vars(cell) | {
-            "graph": False,
+            "graph": self.captures(cell),
             "repetition": repetition,
             "microseconds": 1e6 * seconds,
         }
@@ -156,7 +179,7 @@ class Profiler:
             torch.cuda.synchronize()
 
     def _prepare(self, cell: Cell) -> Callable[[], object]:
-        rows = [self._row(cell) for _ in range(cell.requests)]
+        rows = [self._row(cell, slot) for slot in range(cell.requests)]
         if cell.mode == "prefill":
             return lambda: self.runner.verify(rows, [cell.tokens], None, [])
         if cell.mode == "refill":
@@ -165,17 +188,20 @@ class Profiler:
         if cell.mode == "draft":
             for row in rows:
                 row.extended = max(0, cell.context_tokens - COMMITTED)
-                row.pending = [self.features[: row.cached - row.extended]]
+                count = row.cached - row.extended
+                if self.runner.captures_drafts:
+                    row.kept = 0, count
+                else:
+                    row.pending = [self.features[:count]]
             return lambda: self.runner.draft(rows)
-        lengths = _lengths(cell)
-        proposal = None
+        lengths, block = _lengths(cell), None
         if max(lengths):
             tokens = torch.zeros(cell.requests, max(lengths), dtype=torch.long)
-            logits = self.logits[: cell.requests, : max(lengths)]
-            proposal = Proposal(tokens.to(self.runner.device), logits, None)
-        return lambda: self.runner.verify(rows, [], proposal, lengths)
+            raw = np.zeros(tokens.shape)
+            block = Block(tokens.tolist(), raw, Proposal(tokens.to(self.runner.device), None, None))
+        return lambda: self.runner.verify(rows, [], block, lengths)
 
-    def _row(self, cell: Cell) -> Running:
+    def _row(self, cell: Cell, slot: int) -> Running:
         prefills = cell.mode in ("prefill", "refill")
         prompt = (1,) * (cell.tokens if prefills else cell.context_tokens)
         row = Running(Request(request_id=0, name="", prompt=prompt, max_new=1), list(prompt))
@@ -183,6 +209,10 @@ class Profiler:
             row.tokens.append(1)
             row.cached = len(prompt)
         row.drafted = cell.draft_length or self.gamma
+        each = self._blocks(self.pool, cell)
+        row.slot, row.number = slot, self._made
+        row.blocks = list(range(slot * each, (slot + 1) * each))
+        self._made += 1
         return row
 
     def _overhead(self) -> list[dict[str, object]]:
@@ -201,11 +231,14 @@ class Profiler:
     def _live_steps(self, requests: int) -> dict[str, list[float]]:
         policy = create("fixed-k" if self.gamma else "none", self.gamma or 1)
         cost = CostTable(np.zeros((max(self.gamma, 1) + 1, 2)), np.ones(2))
-        config = EngineConfig(max_requests=requests, max_context=16 + 8 * OVERHEAD_STEPS)
+        config = EngineConfig(
+            max_requests=requests, max_context=16 + 8 * OVERHEAD_STEPS, graphs=self.graphs
+        )
         engine = Engine(self.target, self.drafter, policy, cost, config)
         for i in range(requests):
             new = config.max_context - 8
             engine.submit(Request(request_id=i, name=str(i), prompt=(1,) * 8, max_new=new))
+        engine.start()
         while engine.busy and len(engine.log) < OVERHEAD_STEPS:
             engine.step()
         return engine.log.columns
@@ -221,9 +254,11 @@ def _lengths(cell: Cell) -> list[int]:
     )
 
 
-def measure(target: Target, drafter: Drafter | None, shapes: Grid) -> pd.DataFrame:
+def measure(
+    target: Target, drafter: Drafter | None, shapes: Grid, graphs: bool = False
+) -> pd.DataFrame:
     """The ``steps`` table (``gpu_traces.schema``) of these models on this machine."""
-    return Profiler(target, drafter, shapes).run()
+    return Profiler(target, drafter, shapes, graphs).run()
 
 
 def summary(steps: pd.DataFrame, gamma: int) -> str:
@@ -267,6 +302,8 @@ def parser() -> argparse.ArgumentParser:
     add("--force", action="store_true", help="overwrite --out")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="precision")
     add("--device", default="cpu", help="torch device")
+    add("--graphs", action=argparse.BooleanOptionalAction, default=None,
+        help="passes and drafts as captured CUDA graphs; on with CUDA")  # fmt: skip
     add("--threads", type=int, default=0, help="CPU threads; 0: torch's choice")
     add("--hardware", default="", help="machine name in the manifest; empty: detected")
     return made
@@ -282,7 +319,7 @@ def run(args: argparse.Namespace) -> None:
     shapes = grid(args.grid)
     if args.repetitions:
         shapes = replace(shapes, repetitions=args.repetitions)
-    steps = measure(target, drafter, shapes)
+    steps = measure(target, drafter, shapes, wanted(args.graphs, args.device))
     gamma = drafter.gamma if drafter else 0
     print(summary(steps, gamma))
     made_up = ": random weights of this architecture" if args.shape or args.drafter_shape else ""

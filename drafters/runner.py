@@ -101,9 +101,9 @@ class Runner:
         self._drafts: dict[tuple[int, int, bool], CapturedDraft] = {}
         width = len(self.feature_layers) * target.shape.hidden_size
         self._features = like.new_zeros(self.sizes[-1] if graphs else 0, width)
-        self._captures_drafts = graphs and isinstance(drafter, DraftModule)
+        self.captures_drafts = graphs and isinstance(drafter, DraftModule)
         self._draws_apart = not getattr(drafter, "drawn_in_one", False)
-        if graphs and drafter is not None and not self._captures_drafts:
+        if graphs and drafter is not None and not self.captures_drafts:
             say_once(f"{type(drafter).__name__} drafts eagerly: it has no shapes to capture")
 
     def _new_state(self) -> object:
@@ -128,7 +128,7 @@ class Runner:
             return
         for size in reversed(self.sizes):
             self._captured_pass(size)
-        for count in reversed(self.counts) if self._captures_drafts else ():
+        for count in reversed(self.counts) if self.captures_drafts else ():
             for heat in {False, hot and self._draws_apart}:
                 self._captured_draft(count, self.gamma, heat)
 
@@ -146,8 +146,14 @@ class Runner:
         key = count, length, hot
         if key not in self._drafts:
             self._drafts[key] = CapturedDraft(
-                self.drafter, self.state, self._features, count, length, hot,
-                self.capacity - 1, self._pool,
+                self.drafter,
+                self.state,
+                self._features,
+                count,
+                length,
+                hot,
+                self.capacity - 1,
+                self._pool,
             )
         return self._drafts[key]
 
@@ -160,7 +166,7 @@ class Runner:
             return None
         self.extend(rows)
         uniforms = self._uniforms(rows)[:, :longest]
-        if self._captures_drafts:
+        if self.captures_drafts:
             hot = self._draws_apart and any(row.request.temperature > 0 for row in rows)
             captured = self._captured_draft(next_size(self.counts, len(rows)), longest, hot)
             proposal, tokens, raw = captured.run(rows, uniforms)
@@ -281,7 +287,7 @@ class Runner:
         """Leave with each row the features of the first ``kept`` of its tokens: where they lie, if
         a captured draft can take them from there."""
         starts = accumulate((len(part) for part in parts), initial=0)
-        in_place = features is self._features and self._captures_drafts
+        in_place = features is self._features and self.captures_drafts
         for row, start, count in zip(rows, starts, kept, strict=False):
             if in_place and count <= self.gamma + 1 and not row.pending:
                 row.kept = start, count

@@ -15,9 +15,12 @@ GAMMA = 7
 SMALL = Grid((1, 3), (1, 4), (8,), (6,), 24, repetitions=2)
 
 
-def test_every_cell_is_sampled_once_per_repetition() -> None:
-    target = random_target("tiny", torch.float32, "cpu")
-    steps = measure(target, random_drafter("dspark-1L", target), SMALL)
+@pytest.mark.parametrize("graphs", [False, True])
+def test_every_cell_is_sampled_once_per_repetition(graphs: bool, device: str) -> None:
+    target = random_target("tiny", torch.float32, device)
+    steps = measure(target, random_drafter("dspark-1L", target), SMALL, graphs)
+    captured = steps[steps["graph"]]
+    assert set(captured["mode"]) == ({"draft", "verify", "prefill"} if graphs else set())
     timed = steps[steps["mode"] != "overhead"]
     assert len(timed) == 2 * len(cells(SMALL, GAMMA))
     assert set(timed["repetition"]) == {0, 1}
