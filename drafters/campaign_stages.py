@@ -62,6 +62,8 @@ class Size:
     """Options of ``drafters.campaign_live``."""
     together: int
     """Recording processes at once."""
+    parts: int = 1
+    """Processes that share the responses of one drafter."""
 
 
 SIZES = {
@@ -249,18 +251,22 @@ def _shards(plan: Plan, name: str, limit: int) -> tuple[str, ...]:
 
 
 def _traces(plan: Plan) -> list[Task]:
-    seconds = plan.seconds("traces") * min(plan.sized.together, len(DRAFTERS)) / len(DRAFTERS)
+    """Several processes a drafter where one alone cannot keep the device busy."""
+    parts = plan.sized.parts
+    count = parts * len(DRAFTERS)
+    seconds = plan.seconds("traces") * min(plan.sized.together, count) / count
     return [
         Task(
             "traces",
-            f"traces/{name}",
+            f"traces/{name}-{part}" if parts > 1 else f"traces/{name}",
             (
                 "drafters.campaign_traces", "anchors", *_shards(plan, name, plan.sized.responses),
                 "--drafter", plan.source(name), "--dtype", plan.dtype,
-                "--seconds", f"{seconds:.0f}",
+                "--seconds", f"{seconds:.0f}", "--part", f"{part}/{parts}",
             ),
             seconds,
         )
+        for part in range(1, parts + 1)
         for name in DRAFTERS
     ]  # fmt: skip
 
