@@ -93,6 +93,8 @@ def test_campaign_records_every_drafter_with_traces_and_latencies(recorded: Path
         assert bundle.manifest.hardware.startswith("CPU")
         assert set(bundle.steps["mode"]) >= {"verify", "prefill", "overhead", "draft"}
         assert len(bundle.manifest.calibration) == 2
+        exact = "float16" if name == "dspark" else "uint8"
+        assert bundle.manifest.encodings["anchors.confidence"].startswith(exact)
     shaped = read_bundle(recorded / "bundles" / "tiny-dspark-2L").manifest
     assert not shaped.has_traces
     assert "random weights" in shaped.notes
