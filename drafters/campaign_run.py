@@ -163,10 +163,18 @@ class Campaign:
                 [sys.executable, "-m", *expanded(task.command)],
                 stdout=out,
                 stderr=subprocess.STDOUT,
+                env=self._environment(),
                 preexec_fn=_die_with_parent if sys.platform == "linux" else None,
             )
         before_s = self.state.of(task).spent_s
         self.running.append(Running(task, process, time.monotonic(), before_s))
+
+    def _environment(self) -> dict[str, str]:
+        """Logs keep what a killed command printed; processes side by side share the cores."""
+        made = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        if self.together > 1:
+            made.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.together)))
+        return made
 
     def _look_after(self, running: Running) -> None:
         task, code = running.task, running.process.poll()
