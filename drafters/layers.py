@@ -76,6 +76,24 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     return out.reshape(n, heads, length, size).transpose(1, 2).reshape(n, length, heads * size)
 
 
+Joined = tuple[Tensor, Tensor | None]
+"""Weights and biases of several projections of the same input, side by side."""
+
+
+def joined(before: Joined | None, *linears: nn.Linear) -> Joined:
+    """``before`` if the frozen ``linears`` still share it; else their weights put side by side,
+    the modules keeping views, so that nothing is stored twice."""
+    first = linears[0].weight
+    if before is not None and before[0].data_ptr() == first.data_ptr():
+        return before
+    weight = torch.cat([linear.weight.data for linear in linears])
+    parts = weight.split([linear.out_features for linear in linears])
+    for linear, part in zip(linears, parts, strict=True):
+        linear.weight.data = part
+    biases = [linear.bias.data for linear in linears if linear.bias is not None]
+    return weight, torch.cat(biases) if biases else None
+
+
 class Attention(nn.Module):
     """Projections, optional q/k norms and rotary embedding; the caller chooses keys and mask."""
 
@@ -90,6 +108,16 @@ class Attention(nn.Module):
         if shape.qk_norm:
             self.q_norm = RMSNorm(shape.head_dim, shape.rms_norm_eps)
             self.k_norm = RMSNorm(shape.head_dim, shape.rms_norm_eps)
+        self._joined: Joined | None = None
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [T, H, e], keys and values [T, K, e] of ``x`` [T, input size], not rotated, from
+        one product of frozen weights."""
+        self._joined = joined(self._joined, self.q_proj, self.k_proj, self.v_proj)
+        heads, kv_heads = self.shape.num_heads, self.shape.num_kv_heads
+        made = F.linear(x, *self._joined).unflatten(-1, (-1, self.shape.head_dim))
+        q, k, v = made.split((heads, kv_heads, kv_heads), 1)
+        return (self.q_norm(q), self.k_norm(k), v) if self.shape.qk_norm else (q, k, v)
 
     def queries(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
         """Rotated queries [n, H, q, e] of ``x`` [n, q, input size]."""
@@ -115,8 +143,14 @@ class MLP(nn.Module):
         self.gate_proj = nn.Linear(shape.hidden_size, shape.intermediate_size, bias=False)
         self.up_proj = nn.Linear(shape.hidden_size, shape.intermediate_size, bias=False)
         self.down_proj = nn.Linear(shape.intermediate_size, shape.hidden_size, bias=False)
+        self._joined: Joined | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, joint: bool = False) -> Tensor:
+        """``joint``: gate and up from one product of frozen weights, put side by side for it."""
+        if joint:
+            self._joined = joined(self._joined, self.gate_proj, self.up_proj)
+            gate, up = F.linear(x, self._joined[0]).chunk(2, -1)
+            return self.down_proj(F.silu(gate) * up)
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
@@ -130,7 +164,7 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = RMSNorm(shape.hidden_size, shape.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(shape.hidden_size, shape.rms_norm_eps)
 
-    def finish(self, residual: Tensor, attended: Tensor) -> Tensor:
+    def finish(self, residual: Tensor, attended: Tensor, joint: bool = False) -> Tensor:
         """Output projection and feed-forward half, both residual."""
         hidden = residual + self.self_attn.o_proj(attended)
-        return hidden + self.mlp(self.post_attention_layernorm(hidden))
+        return hidden + self.mlp(self.post_attention_layernorm(hidden), joint)

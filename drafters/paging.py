@@ -160,17 +160,19 @@ class PagedCache:
                 self._tables[row.slot, : len(row.blocks)] = row.blocks
         return self._tables[[row.slot for row in rows]]
 
-    def store(self, layer: int, batch: PagedBatch, k: Tensor, v: Tensor) -> None:
-        """Store k and v [K, T, e] of a batch."""
-        self.keys[layer].flatten(0, 1)[batch.rows] = k.transpose(0, 1)
-        self.values[layer].flatten(0, 1)[batch.rows] = v.transpose(0, 1)
-
-    def attend(self, layer: int, batch: PagedBatch, q: Tensor) -> Tensor:
-        """Attention of a batch over what is stored: q [H, T, e] -> [T, H * e]."""
+    def attend(
+        self,
+        layer: int,
+        batch: PagedBatch,
+        heads: tuple[Tensor, Tensor, Tensor],
+        rope: tuple[Tensor, Tensor],
+    ) -> Tensor:
+        """See ``drafters.target.RaggedCache``."""
+        keys, values = self.keys[layer], self.values[layer]
+        queries = kernels.rotate_store(*heads, *rope, batch.rows, keys, values)
         out = kernels.ragged_attention(
-            q.transpose(0, 1).contiguous(), self.keys[layer], self.values[layer], batch.tables,
-            batch.cu_rows, batch.context_tokens, batch.widest,
-        )  # fmt: skip
+            queries, keys, values, batch.tables, batch.cu_rows, batch.context_tokens, batch.widest
+        )
         return out.flatten(1)
 
     def move(self, source: int, destination: int, length: int) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from drafters.batch import Batch, Group
 from drafters.errors import UserError
 from drafters.fetch import MODELS, fetch
-from drafters.layers import DecoderLayer, LayerShape, RMSNorm, attend, rope_table
+from drafters.layers import DecoderLayer, LayerShape, RMSNorm, attend, rope_table, rotate
 
 if TYPE_CHECKING:
     from drafters.paging import PagedBatch
@@ -26,14 +26,19 @@ if TYPE_CHECKING:
 SUPPORTED = ("llama", "qwen3")
 
 
+Rope = tuple[Tensor, Tensor]
+
+
 class RaggedCache(Protocol):
     """Where a ragged pass keeps keys and values: ``KVCache``, or blocks (``drafters.paging``)."""
 
-    def store(self, layer: int, batch: Any, k: Tensor, v: Tensor) -> None:
-        """Store k and v [K, T, e]."""
+    def attend(
+        self, layer: int, batch: Any, heads: tuple[Tensor, Tensor, Tensor], rope: Rope
+    ) -> Tensor:
+        """Rotate and store new keys and values, and attend to all that is stored -> [T, H * e].
 
-    def attend(self, layer: int, batch: Any, q: Tensor) -> Tensor:
-        """Attention over what is stored: q [H, T, e] -> [T, H * e]."""
+        ``heads``: new queries [T, H, e], keys and values [T, K, e]; ``rope``: fp32 tables [T, e].
+        """
 
 
 class KVCache:
@@ -58,18 +63,19 @@ class KVCache:
         self.keys[layer][where] = k.transpose(1, 2)
         self.values[layer][where] = v.transpose(1, 2)
 
-    def store(self, layer: int, batch: Batch, k: Tensor, v: Tensor) -> None:
-        """Store k and v [K, T, e] of a ragged batch."""
+    def attend(
+        self, layer: int, batch: Batch, heads: tuple[Tensor, Tensor, Tensor], rope: Rope
+    ) -> Tensor:
+        """See ``RaggedCache``."""
+        q, k, v = heads
         where = (batch.slots, slice(None), batch.positions)
-        self.keys[layer][where] = k.transpose(0, 1)
-        self.values[layer][where] = v.transpose(0, 1)
-
-    def attend(self, layer: int, batch: Batch, q: Tensor) -> Tensor:
-        """Attention of a ragged batch over what is stored: q [H, T, e] -> [T, H * e]."""
+        self.keys[layer][where] = rotate(k, rope)
+        self.values[layer][where] = v
+        q = rotate(q, rope)
         return torch.cat([self._attend_group(layer, group, q) for group in batch.groups])
 
     def _attend_group(self, layer: int, group: Group, q: Tensor) -> Tensor:
-        rows = q[:, group.tokens].transpose(0, 1)
+        rows = q[group.tokens]
         n, width = group.mask.shape[:2]
         rows = rows.unflatten(0, (n, width)) if group.padded is None else rows[group.padded]
         k = self.keys[layer, group.slots, :, : group.span]
@@ -165,21 +171,16 @@ class Target(nn.Module):
         feature_layers: tuple[int, ...] = (),
     ) -> TargetOutput:
         """Run a ragged batch over ``cache``: its keys are stored, queries see up to themselves."""
-        x = self.embed_tokens(batch.tokens).unsqueeze(0)
-        shape = self.shape
-        angles = rope_table(batch.positions.unsqueeze(0), shape.head_dim, shape.rope_theta)
-        rope = (angles[0].to(x.dtype), angles[1].to(x.dtype))
-        wanted = {-1: x[0]} if -1 in feature_layers else {}
+        x = self.embed_tokens(batch.tokens)
+        rope = rope_table(batch.positions, self.shape.head_dim, self.shape.rope_theta)
+        wanted = {-1: x} if -1 in feature_layers else {}
         for i, layer in enumerate(self.layers):
-            normed = layer.input_layernorm(x)
-            q = layer.self_attn.queries(normed, rope)
-            k, v = layer.self_attn.keys_values(normed, rope)
-            cache.store(i, batch, k[0], v[0])
-            x = layer.finish(x, cache.attend(i, batch, q[0]).unsqueeze(0))
+            heads = layer.self_attn.project(layer.input_layernorm(x))
+            x = layer.finish(x, cache.attend(i, batch, heads, rope), joint=True)
             if i in feature_layers:
-                wanted[i] = x[0]
+                wanted[i] = x
         features = torch.cat([wanted[i] for i in feature_layers], -1) if feature_layers else None
-        return TargetOutput(self.norm(x[0]), features)
+        return TargetOutput(self.norm(x), features)
 
 
 def resolve(name: str) -> str:

@@ -38,11 +38,19 @@ __all__ = [
     "markov_sample",
     "prefix_schedule",
     "ragged_attention",
+    "rotate_store",
     "uniforms",
     "verify",
 ]
 
-OPERATIONS = ("markov_sample", "verify", "ragged_attention", "prefix_schedule", "draft_loss")
+OPERATIONS = (
+    "markov_sample",
+    "verify",
+    "ragged_attention",
+    "rotate_store",
+    "prefix_schedule",
+    "draft_loss",
+)
 # Each package is loaded before the function of its name is defined: a first import after that
 # would put the package in the function's place.
 for _operation in OPERATIONS:
@@ -149,6 +157,36 @@ def ragged_attention(
         raise ValueError(f"{heads} query heads cannot share {kv_heads} key heads evenly")
     run = implementation("ragged_attention", queries)
     return run(queries, key_cache, value_cache, block_tables, cu_rows, context_tokens, max_rows)
+
+
+def rotate_store(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    rows: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+) -> Tensor:
+    """Rotate new queries and keys, and store keys and values -> rotated queries [T, H, e].
+
+    ``queries`` [T, H, e], ``keys`` and ``values`` [T, K, e] bf16 or fp32. ``cos``, ``sin`` [T, e]
+    fp32, their halves equal. ``rows`` [T] integer: cache row of each token, block * block_size +
+    offset; those of padding may coincide. ``key_cache``, ``value_cache`` [blocks, block_size, K, e]
+    same type, written in place.
+    """
+    tokens, size = queries.shape[0], queries.shape[2]
+    require("queries", queries, tuple(queries.shape), strided=True)
+    require("keys", keys, (tokens, *key_cache.shape[2:]), strided=True)
+    require("values", values, tuple(keys.shape), strided=True)
+    require("cos", cos, (tokens, size))
+    require("sin", sin, (tokens, size))
+    require("rows", rows, (tokens,))
+    require("key_cache", key_cache, tuple(key_cache.shape))
+    require("value_cache", value_cache, tuple(key_cache.shape))
+    run = implementation("rotate_store", queries)
+    return run(queries, keys, values, cos, sin, rows, key_cache, value_cache)
 
 
 def prefix_schedule(confidences: Tensor, drafted: Tensor, budget: Tensor) -> Schedule:
