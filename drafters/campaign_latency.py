@@ -10,6 +10,7 @@ graphs, with eager cells beyond the captured sizes.
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import random
 import sys
@@ -93,6 +94,7 @@ def measure_pair(
             if index == 0 and shared is None:
                 rows += [row | {"graph": graphs} for row in band._overhead()]
             del band
+            gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
     made = pd.DataFrame(rows)

@@ -41,10 +41,10 @@ class CapturedPass:
     ) -> None:
         """``features`` [at least tokens, m * d] receives the features of each pass."""
         device = features.device
-        self.inputs = PassInputs(tokens, sequences, widest, cache, device)
+        self.inputs = inputs = PassInputs(tokens, sequences, widest, cache, device)
 
         def forward() -> tuple[Tensor, Tensor]:
-            out = target.ragged(self.inputs.batch, cache, feature_layers)
+            out = target.ragged(inputs.batch, cache, feature_layers)
             if out.features is not None:
                 features[:tokens].copy_(out.features)
             logits = target.lm_head(out.hidden)

@@ -62,7 +62,7 @@ class Inputs:
             self.at[name] = self._sent[part].view(shape)
 
     def send(self) -> None:
-        """Copy what was written; the host must not write again before it has read a result."""
+        """Copy what was written; the host must not write again before it has waited for it."""
         self._sent.copy_(self._staging, non_blocking=True)
 
 
@@ -71,17 +71,19 @@ class Replay(Generic[T]):
 
     def __init__(self, call: Callable[[], T], device: torch.device, pool: Any = None) -> None:
         """``call`` runs a few times, on what its inputs hold, before it is captured."""
-        self._call, self._graph = call, None
+        # A captured call is not kept: what it refers to would outlive its owner in a cycle.
+        self._graph, self._call = None, call
         if device.type == "cuda":
             self._graph, self.result = _capture(call, pool)
+            self._call = None
         else:
             self.result = call()
 
     def __call__(self) -> T:
-        if self._graph is None:
-            self.result = self._call()
-        else:
+        if self._graph is not None:
             self._graph.replay()
+        elif self._call is not None:
+            self.result = self._call()
         return self.result
 
 

@@ -34,9 +34,9 @@ def inputs(
         torch.randn(requests * rows, query_heads, size, **make),
         torch.randn(*cache, **make),
         torch.randn(*cache, **make),
-        torch.randperm(requests * blocks, device=device).int().view(requests, blocks),
-        torch.arange(requests + 1, device=device, dtype=torch.int32) * rows,
-        torch.full((requests,), context, device=device, dtype=torch.int32),
+        torch.randperm(requests * blocks, device=device).view(requests, blocks),
+        torch.arange(requests + 1, device=device) * rows,
+        torch.full((requests,), context, device=device),
         rows,
     )
 
