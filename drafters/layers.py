@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from drafters import kernels
+
 
 @dataclass(frozen=True)
 class LayerShape:
@@ -94,6 +96,13 @@ def joined(before: Joined | None, *linears: nn.Linear) -> Joined:
     return weight, torch.cat(biases) if biases else None
 
 
+def add_product(x: Tensor, given: Tensor, linear: nn.Linear) -> None:
+    """Add ``linear(given)`` to ``x`` [T, d] in place."""
+    x.addmm_(given, linear.weight.t())
+    if linear.bias is not None:
+        x.add_(linear.bias)
+
+
 class Attention(nn.Module):
     """Projections, optional q/k norms and rotary embedding; the caller chooses keys and mask."""
 
@@ -145,12 +154,12 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(shape.intermediate_size, shape.hidden_size, bias=False)
         self._joined: Joined | None = None
 
-    def forward(self, x: Tensor, joint: bool = False) -> Tensor:
-        """``joint``: gate and up from one product of frozen weights, put side by side for it."""
-        if joint:
-            self._joined = joined(self._joined, self.gate_proj, self.up_proj)
-            gate, up = F.linear(x, self._joined[0]).chunk(2, -1)
-            return self.down_proj(F.silu(gate) * up)
+    def activated(self, x: Tensor) -> Tensor:
+        """What ``down_proj`` reads, from one product of frozen weights."""
+        self._joined = joined(self._joined, self.gate_proj, self.up_proj)
+        return kernels.silu_mul(F.linear(x, self._joined[0]))
+
+    def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
@@ -164,7 +173,13 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = RMSNorm(shape.hidden_size, shape.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(shape.hidden_size, shape.rms_norm_eps)
 
-    def finish(self, residual: Tensor, attended: Tensor, joint: bool = False) -> Tensor:
+    def finish(self, residual: Tensor, attended: Tensor) -> Tensor:
         """Output projection and feed-forward half, both residual."""
         hidden = residual + self.self_attn.o_proj(attended)
-        return hidden + self.mlp(self.post_attention_layernorm(hidden), joint)
+        return hidden + self.mlp(self.post_attention_layernorm(hidden))
+
+    def finish_in_place(self, x: Tensor, attended: Tensor) -> None:
+        """The same for rows [T, d] and frozen weights, in the fewest launches; ``x`` becomes the
+        layer's output."""
+        add_product(x, attended, self.self_attn.o_proj)
+        add_product(x, self.mlp.activated(self.post_attention_layernorm(x)), self.mlp.down_proj)

@@ -173,12 +173,12 @@ class Target(nn.Module):
         """Run a ragged batch over ``cache``: its keys are stored, queries see up to themselves."""
         x = self.embed_tokens(batch.tokens)
         rope = rope_table(batch.positions, self.shape.head_dim, self.shape.rope_theta)
-        wanted = {-1: x} if -1 in feature_layers else {}
+        wanted = {-1: x.clone()} if -1 in feature_layers else {}
         for i, layer in enumerate(self.layers):
             heads = layer.self_attn.project(layer.input_layernorm(x))
-            x = layer.finish(x, cache.attend(i, batch, heads, rope), joint=True)
+            layer.finish_in_place(x, cache.attend(i, batch, heads, rope))
             if i in feature_layers:
-                wanted[i] = x
+                wanted[i] = x.clone()
         features = torch.cat([wanted[i] for i in feature_layers], -1) if feature_layers else None
         return TargetOutput(self.norm(x), features)
 

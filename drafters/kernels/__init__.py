@@ -39,6 +39,7 @@ __all__ = [
     "prefix_schedule",
     "ragged_attention",
     "rotate_store",
+    "silu_mul",
     "uniforms",
     "verify",
 ]
@@ -48,6 +49,7 @@ OPERATIONS = (
     "verify",
     "ragged_attention",
     "rotate_store",
+    "silu_mul",
     "prefix_schedule",
     "draft_loss",
 )
@@ -187,6 +189,12 @@ def rotate_store(
     require("value_cache", value_cache, tuple(key_cache.shape))
     run = implementation("rotate_store", queries)
     return run(queries, keys, values, cos, sin, rows, key_cache, value_cache)
+
+
+def silu_mul(joint: Tensor) -> Tensor:
+    """silu(gate) * up -> [T, f] of ``joint`` [T, 2 f] = [gate, up], bf16 or fp32."""
+    require("joint", joint, tuple(joint.shape))
+    return implementation("silu_mul", joint)(joint)
 
 
 def prefix_schedule(confidences: Tensor, drafted: Tensor, budget: Tensor) -> Schedule:
