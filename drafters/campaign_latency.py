@@ -3,8 +3,8 @@
 Cells are measured band by band (few requests with long contexts, many with short ones), each with a
 cache of its own size; repetitions go on until the band's time is spent, at least three. What the
 target does is measured once, beside the first drafter, and shared by the bundles of the others.
-On CUDA a second bundle, ``NAME-graphs``, holds the same as the live loop runs it, from captured
-graphs, with eager cells beyond the captured sizes.
+On CUDA everything is measured from captured graphs, as the live loop runs it, with eager cells
+beyond the captured sizes; a second bundle, ``NAME-eager``, holds what ``--no-graphs`` does.
 """
 
 from __future__ import annotations
@@ -106,8 +106,8 @@ def without_graphs(steps: pd.DataFrame) -> pd.DataFrame:
     return steps[~steps["graph"].astype(bool)].reset_index(drop=True)
 
 
-def with_graphs(steps: pd.DataFrame) -> pd.DataFrame:
-    """What an engine with captured graphs does, as the live loop on CUDA: eager cells only where no
+def as_served(steps: pd.DataFrame) -> pd.DataFrame:
+    """What the live loop does: captured graphs where there are any, and eager cells only where no
     graph was captured."""
     graph = steps["graph"].astype(bool)
     largest = steps[graph].groupby("mode")[["tokens", "requests"]].max()
@@ -128,10 +128,10 @@ def write_steps(path: Path, steps: pd.DataFrame) -> None:
 def write_latency_bundles(
     args: argparse.Namespace, name: str, drafter_name: str, gamma: int, steps: pd.DataFrame
 ) -> None:
-    """Latency-only bundles ``name`` and, where graphs were captured, ``name-graphs``."""
-    kinds = {name: without_graphs(steps)}
+    """Latency-only bundles ``name`` and, where graphs were captured, ``name-eager``."""
+    kinds = {name: as_served(steps)}
     if steps["graph"].any():
-        kinds[f"{name}-graphs"] = with_graphs(steps)
+        kinds[f"{name}-eager"] = without_graphs(steps)
     made_up = "random weights of this architecture; " if args.shape else ""
     for title, table in kinds.items():
         folder = args.out / title

@@ -23,7 +23,7 @@ import torch
 
 import drafters
 from drafters.calibrate import calibrate_bundle, write_calibration
-from drafters.campaign_latency import without_graphs, write_latency_bundles
+from drafters.campaign_latency import as_served, write_latency_bundles
 from drafters.errors import UserError
 from drafters.generate import whole_lines
 from drafters.provenance import measured
@@ -99,7 +99,7 @@ def bundle(args: argparse.Namespace) -> None:
     about = json.loads((args.shards / "drafter.json").read_text())
     steps = _steps(args, about["source"], about["gamma"])
     if steps is not None:
-        tables["steps"] = without_graphs(steps)
+        tables["steps"] = as_served(steps)
     manifest = measured(
         args.out, args.target, about["source"], args.device, gamma=about["gamma"],
         temperatures=tuple(sorted({float(r["temperature"]) for r in kept})),
@@ -115,7 +115,7 @@ def bundle(args: argparse.Namespace) -> None:
 
 
 def _steps(args: argparse.Namespace, source: str, gamma: int) -> pd.DataFrame | None:
-    """The latency table, if it was measured; its graph part becomes a bundle of its own."""
+    """The latency table, if it was measured; its eager part becomes a bundle of its own."""
     if not args.steps.exists():
         print(f"no latencies in {args.steps}; the bundle has anchors only", file=sys.stderr)
         return None

@@ -25,7 +25,7 @@ from drafters import (
 )
 from drafters.campaign_check import check
 from drafters.campaign_gguf import BLOCK, llama_weights, read_gguf
-from drafters.campaign_latency import with_graphs, without_graphs
+from drafters.campaign_latency import as_served, without_graphs
 from drafters.campaign_live import make_arrivals
 from drafters.campaign_pack import files_under, read_parts, write_parts
 from drafters.campaign_run import Campaign, Progress, State, Task
@@ -380,7 +380,7 @@ def test_graph_and_eager_samples_make_two_engines() -> None:
     steps = pd.DataFrame(rows, columns=["mode", "requests", "tokens", "graph"])
     assert not without_graphs(steps)["graph"].any()
     assert len(without_graphs(steps)) == 5
-    assert list(with_graphs(steps).itertuples(index=False, name=None)) == [
+    assert list(as_served(steps).itertuples(index=False, name=None)) == [
         rows[i] for i in (1, 2, 4, 5, 6)
     ]
 

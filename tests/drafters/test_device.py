@@ -65,6 +65,8 @@ def test_a_small_campaign_runs_on_the_device(
         for task in tasks(plan):
             assert run_here(task) == 0, task.name
     assert check(tmp_path)[1] == []
-    graphs = read_bundle(tmp_path / "bundles" / "tiny-dspark-graphs")
+    graphs = read_bundle(tmp_path / "bundles" / "tiny-dspark")
     assert graphs.manifest.hardware == (torch.cuda.get_device_name() if real else NAME)
     assert graphs.steps["graph"].any()
+    eager = read_bundle(tmp_path / "bundles" / "tiny-dspark-eager")
+    assert not eager.steps["graph"].any()
