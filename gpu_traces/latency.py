@@ -183,9 +183,9 @@ class LatencyModel:
         dense = densify(sizes, seconds, rule, self.max_tokens)
         limit = max(self.captured_sizes, default=self.max_tokens)
         outside = sizes > limit
-        if rule == "ceil" and outside.any():
-            rising = np.maximum.accumulate(seconds)
-            tail = densify(sizes[outside], rising[outside], "linear", self.max_tokens)
+        if rule in ("ceil", "stairs") and outside.any():
+            steps = np.maximum.accumulate(seconds) if rule == "ceil" else seconds
+            tail = densify(sizes[outside], steps[outside], "linear", self.max_tokens)
             dense[limit + 1 :] = tail[limit + 1 :]
         return dense
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 
-RULES = ("linear", "clamp", "rate", "ceil", "floor")
+RULES = ("linear", "clamp", "rate", "ceil", "stairs", "floor")
 
 
 def densify(sizes: npt.ArrayLike, seconds: npt.ArrayLike, rule: str, last: int) -> Floats:
@@ -25,9 +25,9 @@ def densify(sizes: npt.ArrayLike, seconds: npt.ArrayLike, rule: str, last: int) 
     ``linear``: interpolate between points, constant below the first, last slope beyond the last
     (TensorRT-LLM). ``clamp``: the same, constant beyond the last (SGLang's additive table).
     ``rate``: interpolate 1 / seconds, constant outside (ATOM). ``ceil``: the value at the next
-    measured size, over a running maximum (vLLM up to its capture limit). ``floor``: the value at
-    the largest measured size not above (SGLang's 1-D table). Size 0 keeps the first value. Raises
-    ValueError on a bad table.
+    measured size, over a running maximum (vLLM up to its capture limit). ``stairs``: the same as it
+    was measured, dips kept. ``floor``: the value at the largest measured size not above (SGLang's
+    1-D table). Size 0 keeps the first value. Raises ValueError on a bad table.
     """
     x, y = np.asarray(sizes, dtype=np.float64), np.asarray(seconds, dtype=np.float64)
     if x.ndim != 1 or x.shape != y.shape or x.size == 0:
@@ -43,10 +43,10 @@ def densify(sizes: npt.ArrayLike, seconds: npt.ArrayLike, rule: str, last: int) 
         return 1.0 / np.interp(grid, x, 1.0 / np.maximum(y, 1e-9))
     if rule == "floor":
         return y[np.clip(np.searchsorted(x, grid, side="right") - 1, 0, x.size - 1)]
-    if rule == "ceil":
-        rising = np.maximum.accumulate(y)
-        dense = rising[np.clip(np.searchsorted(x, grid, side="left"), 0, x.size - 1)]
-        return np.where(grid > x[-1], _interpolate(x, rising, grid), dense)
+    if rule in ("ceil", "stairs"):
+        steps = np.maximum.accumulate(y) if rule == "ceil" else y
+        dense = steps[np.clip(np.searchsorted(x, grid, side="left"), 0, x.size - 1)]
+        return np.where(grid > x[-1], _interpolate(x, steps, grid), dense)
     raise ValueError(f"unknown lookup rule {rule!r}; known: {', '.join(RULES)}")
 
 

@@ -35,8 +35,13 @@ def first_shape(gamma: int) -> Floats:
 def _ahead(shape: Floats, total: int, rows: int) -> Floats:
     """Remembered value of the best 0..total drafts of a batch of ``rows`` requests."""
     ahead = np.zeros(total + 1)
-    for i in range(total):
-        ahead[i + 1] = ahead[i] + shape[min(shape.size - 1, i * GRID // rows)]
+    tokens, i = 0.0, 0
+    for point in range(shape.size):
+        last = total if point == shape.size - 1 else min(total, -(-(point + 1) * rows // GRID))
+        while i < last:
+            tokens += shape[point]
+            i += 1
+            ahead[i] = tokens
     return ahead
 
 
@@ -59,18 +64,16 @@ def trimming_pays(
 
 @njit(cache=True, error_model="numpy")
 def lookahead_budget(
-    ascending: Floats,
+    falling: Floats,
     base: float,
     fixed_s: float,
     verify_s: Floats,
     shape: Floats,
     rows: int,
-    lam: float,
-) -> tuple[int, float]:
-    """Budget and its tokens, for sorted values ``ascending`` of ``rows`` requests.
+) -> int:
+    """Drafts to admit, for values ``falling``, largest first, of ``rows`` requests.
 
-    ``verify_s[B]`` [total + 1] is the target pass with B drafts; ``base`` the tokens that come
-    anyway. A positive ``lam`` (tokens per second) replaces the rate by tokens - lam * seconds.
+    ``verify_s[B]`` [total + 1]: the target pass with B drafts; ``base``: tokens that come anyway.
     """
     total = verify_s.size - 1
     ahead = _ahead(shape, total, rows)
@@ -78,26 +81,25 @@ def lookahead_budget(
     admitted, tokens = 0, base
     while admitted < total:
         here = ahead[admitted]
-        scale = ascending[ascending.size - 1 - admitted] / (ahead[admitted + 1] - here)
+        scale = falling[admitted] / (ahead[admitted + 1] - here)
         target, best = admitted, -np.inf
         for v in range(admitted, total + 1):
-            promised, step_s = tokens + scale * (ahead[v] - here), fixed_s + verify_s[v]
-            value = promised - lam * step_s if lam > 0 else promised / step_s
-            if value > best:
-                target, best = v, value
+            rate = (tokens + scale * (ahead[v] - here)) / (fixed_s + verify_s[v])
+            if rate > best:
+                target, best = v, rate
         if target == admitted:
             break
         target = min(target, admitted + stride)
         while admitted < target:
-            tokens += ascending[ascending.size - 1 - admitted]
+            tokens += falling[admitted]
             admitted += 1
-    return admitted, tokens
+    return admitted
 
 
 @njit(cache=True)
-def remember_shape(shape: Floats, ascending: Floats, rows: int) -> None:
+def remember_shape(shape: Floats, falling: Floats, rows: int) -> None:
     """Fold a step's sorted values into ``shape``, by rank per request; kept above 0."""
     for i in range(shape.size):
         rank = i * rows // GRID
-        value = ascending[ascending.size - 1 - rank] if rank < ascending.size else 0.0
+        value = falling[rank] if rank < falling.size else 0.0
         shape[i] += SHAPE_RATE * (max(value, 1e-6) - shape[i])

@@ -3,10 +3,10 @@
     B* = argmax over B of (N + B) / (draft_s + verify_s[T + B]),  B at most the sum of accepted,
 
 verifying accepted drafts alone, earlier positions first: no token is ever wasted, and none is
-verified that this argmax would not pay for. It knows nothing of later blocks.
+verified that this argmax would not pay for. Where even that is slower than plain decoding, the next
+step drafts nothing. It knows nothing of later blocks.
 
-Analysis only: no engine can know the labels. Drafting is not trimmed, so its gap to a policy that
-also skips drafting can close or turn.
+Analysis only: no engine can know the labels.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from policies.base import Policy, VerifyPlan, VerifyState
+from policies.base import Ints, Policy, VerifyPlan, VerifyState
 from policies.order import best_budget
 from policies.registry import register
-from policies.select import step_cost_s, survivals, top_budget
+from policies.select import survivals, top_budget
 
 
 @register
@@ -33,17 +33,28 @@ class Oracle(Policy):
     name: ClassVar[str] = "oracle"
     anticipating = True
     analysis_only: ClassVar[bool] = True
+    cost_rule = "stairs"
+    first_draft: int
 
     def __init__(self, gamma: int, config: Config) -> None:
-        """Nothing to keep."""
+        self.gamma = self.first_draft = gamma
 
     def plan(self, state: VerifyState) -> VerifyPlan:
         """Accepted drafts only; ValueError where the labels are missing."""
         if state.true_accepted is None:
             raise ValueError("policy 'oracle' needs true accepted lengths: only a replay has them")
         useful = np.minimum(state.drafted, state.true_accepted)
+        budget, _ = self._best(state, useful)
+        if state.other_tokens == useful.size:
+            plain = state.sampling_requests / state.cost.verify_curve_s(state.other_tokens, 1)[0]
+            self.first_draft = self.gamma * (self._best(state, state.true_accepted)[1] > plain)
         survival = survivals(np.ones(state.current.shape), useful)
-        fixed_s, verify_s = step_cost_s(state)
-        verify_s = verify_s[: int(useful.sum()) + 1]
-        budget, _ = best_budget(survival, state.sampling_requests, fixed_s, verify_s)
-        return VerifyPlan(top_budget(survival, useful, budget))
+        lengths = top_budget(survival, useful, budget)
+        return VerifyPlan(lengths, np.full(useful.size, self.first_draft))
+
+    def _best(self, state: VerifyState, useful: Ints) -> tuple[int, float]:
+        """Best budget and its tokens per second when ``useful`` [R] drafts would be accepted."""
+        cost, total = state.cost, int(useful.sum())
+        verify_s = cost.verify_curve_s(state.other_tokens, total + 1)
+        fixed_s = cost.draft_time_s(useful.size)
+        return best_budget(np.ones(total), state.sampling_requests, fixed_s, verify_s)
