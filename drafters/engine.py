@@ -283,7 +283,7 @@ class Engine:
         self.watch.lap("overhead")
         self.log.add(
             step.rows, step.state.drafted, step.plan.lengths, hits[step.at], context_tokens,
-            prefilled, padded, start_s, self.watch.spent_us,
+            prefilled, padded, start_s, end_s - start_s, self.watch.spent_us,
         )  # fmt: skip
 
     # --- parts of plan ---

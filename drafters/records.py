@@ -12,7 +12,7 @@ from drafters.request import Running
 from gpu_traces.schema import TABLES
 from policies.base import Ints
 
-FURTHER = ("prefill_tokens", "start_s")
+FURTHER = ("prefill_tokens", "start_s", "step_time_s")
 """Columns of ``live_steps`` beyond the schema's."""
 PARTS = ("draft", "verify", "plan", "overhead")
 
@@ -58,10 +58,12 @@ class StepLog:
         prefill_tokens: int,
         tokens_padded: int,
         start_s: float,
+        step_time_s: float,
         spent_us: dict[str, float],
     ) -> None:
         """Append a step; ``rows`` are its decoding requests in policy order, ``start_s`` is the
-        engine's clock, ``tokens_padded`` what the target pass was computed for."""
+        engine's clock, ``tokens_padded`` what the target pass was computed for, ``step_time_s`` the
+        time that the policy was told."""
         tokens = len(rows) + int(lengths.sum()) + prefill_tokens
         entry = {
             "step": len(self),
@@ -75,6 +77,7 @@ class StepLog:
             "context_tokens": context_tokens,
             "prefill_tokens": prefill_tokens,
             "start_s": start_s,
+            "step_time_s": step_time_s,
             **{f"{part}_us": spent_us[part] for part in PARTS},
         }
         for name, value in entry.items():

@@ -91,7 +91,7 @@ class StepOutcome(NamedTuple):
     finished: Bools
     """[R] True where the request ended in this step."""
     step_time_s: float
-    """Measured time of the whole step, seconds."""
+    """Measured time of the whole step, seconds; 0 where it is not known."""
 
 
 class Policy(Protocol):

@@ -13,6 +13,7 @@ import numpy as np
 from numba import njit
 
 from policies.base import Floats, Ints
+from policies.order import sort_falling
 
 BLOCKS = 32
 """Blocks in the sample."""
@@ -30,11 +31,8 @@ class BlockSample:
         self.added = 0
 
     def add(self, survival: Floats, drafted: Ints) -> None:
-        """Keep some rows of survivals [R, gamma] that are full, evenly spread."""
-        full = np.flatnonzero(drafted == survival.shape[1])
-        for r in full[:: -(-full.size // NEW_BLOCKS) or 1]:
-            self._ring[self.added % BLOCKS] = survival[r]
-            self.added += 1
+        """Keep evenly spread rows of survivals [R, gamma], those that are full."""
+        self.added = _keep(self._ring, self.added, survival, drafted)
 
     def rates(self, rows: int, adaptive_s: float, draft_s: Floats, verify_s: Floats) -> Floats:
         """[gamma + 1] tokens per second promised to ``rows`` requests that draft 0..gamma each.
@@ -46,6 +44,16 @@ class BlockSample:
         return rates
 
 
+@njit(cache=True)
+def _keep(ring: Floats, added: int, survival: Floats, drafted: Ints) -> int:
+    stride = 1 + (drafted.size - 1) // NEW_BLOCKS
+    for r in range(0, drafted.size, stride):
+        if drafted[r] == ring.shape[1]:
+            ring[added % BLOCKS] = survival[r]
+            added += 1
+    return added
+
+
 @njit(cache=True, error_model="numpy")
 def _rates(
     sample: Floats, rows: int, adaptive_s: float, draft_s: Floats, verify_s: Floats
@@ -54,11 +62,12 @@ def _rates(
     rates[0] = rows / verify_s[0]
     each = rows / sample.shape[0]
     for k in range(1, draft_s.size):
-        ascending = np.sort(sample[:, :k].copy().ravel())
+        falling = sample[:, :k].copy().ravel()
+        sort_falling(falling)
         tokens, spent_s = float(rows), draft_s[k] + adaptive_s
-        for i in range(ascending.size):
-            tokens += each * ascending[ascending.size - 1 - i]
-            if i == ascending.size - 1:
+        for i in range(falling.size):
+            tokens += each * falling[i]
+            if i == falling.size - 1:
                 spent_s -= adaptive_s
             rate = tokens / (spent_s + verify_s[int(each * (i + 1) + 0.5)])
             rates[k] = max(rates[k], rate)

@@ -1,7 +1,8 @@
 """Ours: draft only while it pays, verify only what pays, on the best estimates that the past gives.
 
 survival  The confidences, corrected by outcomes (``policies.estimate``).
-table     Captured sizes as they were measured, dips kept.
+seconds   Captured sizes as they were measured, dips kept, plus what steps have lately taken beyond
+          the table (contexts, host time, a stale profile).
 verify    Admit drafts in order of survival while the step's rate can still rise, replanning
           against the stairs (``policies.lookahead``). It reads current values without a lag, yet
           each admission depends on better-ranked drafts alone: lossless.
@@ -32,6 +33,8 @@ CHOOSE_EVERY = 4
 """Steps between decisions on the draft length."""
 LONGEST_PROBE_GAP = 64
 """Probes become up to this many times rarer while full blocks do not pay."""
+TIMING_STEPS = 50
+"""Steps that the mean of what the table misses remembers."""
 PROBE_BLOCKS = 8
 """Full blocks that a probe waits for."""
 
@@ -42,6 +45,7 @@ class _Step(NamedTuple):
     state: VerifyState
     survival: Floats
     falling: Floats
+    believed_s: float
 
 
 @register
@@ -53,12 +57,14 @@ class Goodput(Policy):
         """Ingredients, for ablation, and the probing interval.
 
         ``selective``: draft k tokens or none by what pays, not always gamma. ``history``: correct
-        confidences by outcomes. ``plain_path``: leave the ragged path where trimming does not pay
-        for it. ``probe_every``: steps between full blocks while shorter ones are drafted.
+        confidences by outcomes. ``timing``: correct the table by measured step times.
+        ``plain_path``: leave the ragged path where trimming does not pay for it. ``probe_every``:
+        steps before full blocks are tried again while they do not pay, at first.
         """
 
         selective: bool = True
         history: bool = True
+        timing: bool = True
         plain_path: bool = True
         probe_every: int = 32
 
@@ -74,7 +80,8 @@ class Goodput(Policy):
         self._blocks = BlockSample(gamma)
         self._shape = first_shape(gamma)
         self._next_choice, self._next_probe, self._probe_gap = 0, 0, config.probe_every
-        self._wanted = PROBE_BLOCKS
+        self._wanted, self._prefilled = PROBE_BLOCKS, False
+        self._excess_s = [0.0, 0.0]
         self._step: _Step | None = None
 
     def plan(self, state: VerifyState) -> VerifyPlan:
@@ -83,15 +90,22 @@ class Goodput(Policy):
         if state.drafted.size == 0:
             return VerifyPlan(state.drafted.copy())
         lengths, adaptive = self._verify(state)
-        if self.config.selective and state.step >= self._next_choice:
+        prefills = state.other_tokens > lengths.size
+        due = state.step >= self._next_choice or prefills != self._prefilled
+        if self.config.selective and due:
             self._choose(state)
+        self._prefilled = prefills
         return VerifyPlan(lengths, np.full(lengths.size, self.first_draft), adaptive)
 
     def observe(self, outcome: StepOutcome) -> None:
         """Renew the estimates and what recent blocks were like."""
         if self._step is None:
             return
-        state, survival, falling = self._step
+        state, survival, falling, believed_s = self._step
+        if self.config.timing and outcome.step_time_s > 0:
+            late_s = outcome.step_time_s - believed_s
+            regime = state.other_tokens > state.drafted.size
+            self._excess_s[regime] += (late_s - self._excess_s[regime]) / TIMING_STEPS
         if self.config.history:
             self._estimator.learn(outcome)
         if state.drafted.any():
@@ -106,22 +120,29 @@ class Goodput(Policy):
     def _verify(self, state: VerifyState) -> tuple[Ints, bool]:
         """Lengths, and whether they take the ragged path."""
         drafting, longest, total = draft_counts(state.drafted)
-        fixed_s = state.cost.draft_time_s(drafting, longest)
+        draft_s = state.cost.draft_time_s(drafting, longest)
         verify_s = state.cost.verify_curve_s(state.other_tokens, total + 1)
+        fixed_s = draft_s + self._excess(state, float(verify_s[0]))
         survival = self._survivals(state)
         falling = survival.flatten()
         sort_falling(falling)
         rows, adaptive_s, base = state.drafted.size, state.cost.adaptive_s, state.sampling_requests
-        self._step = _Step(state, survival, falling)
         plain = self.config.plain_path and adaptive_s > 0
-        if (
-            not total
-            or plain
-            and not trimming_pays(base, fixed_s, adaptive_s, verify_s, self._shape, rows)
-        ):
-            return state.drafted.copy(), False
-        budget = lookahead_budget(falling, base, fixed_s + adaptive_s, verify_s, self._shape, rows)
-        return top_budget(survival, state.drafted, budget), True
+        adaptive = total > 0 and not (
+            plain and not trimming_pays(base, fixed_s, adaptive_s, verify_s, self._shape, rows)
+        )
+        budget = total
+        if adaptive:
+            fixed_s += adaptive_s
+            budget = lookahead_budget(falling, base, fixed_s, verify_s, self._shape, rows)
+        believed_s = draft_s + float(verify_s[budget]) + adaptive * adaptive_s
+        self._step = _Step(state, survival, falling, believed_s)
+        return top_budget(survival, state.drafted, budget), adaptive
+
+    def _excess(self, state: VerifyState, pass_s: float) -> float:
+        """Seconds that steps like this one have lately taken beyond the table; at least -pass_s / 2
+        (``pass_s``: the table's target pass)."""
+        return max(self._excess_s[state.other_tokens > state.drafted.size], -0.5 * pass_s)
 
     def _choose(self, state: VerifyState) -> None:
         """Renew ``first_draft``, the length that everyone drafts."""
@@ -134,7 +155,8 @@ class Goodput(Policy):
         self._next_choice = state.step + CHOOSE_EVERY
         rows, cost = state.drafted.size, state.cost
         draft_s = cost.draft_s[:, min(rows, cost.draft_s.shape[1] - 1)]
-        verify_s = cost.verify_curve_s(rows, rows * self.gamma + 1)
+        verify_s = cost.verify_curve_s(state.other_tokens, rows * self.gamma + 1)
+        verify_s = verify_s + self._excess(state, float(verify_s[0]))
         rates = self._blocks.rates(rows, cost.adaptive_s, draft_s, verify_s)
         self.first_draft = self.gamma - int(np.argmax(rates[::-1]))
         if self.first_draft == self.gamma:

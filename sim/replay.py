@@ -115,7 +115,7 @@ def replay(
 
     ``response``: live request id -> recorded response; requests without one are left out of the
     comparison, and so is one whose live text is longer than the recorded one. Prefill tokens of a
-    step are taken from ``prefill_tokens`` where the run logged them.
+    step are taken from ``prefill_tokens``, times from ``step_time_s``, where the run logged them.
     """
     length = live_requests.set_index("request_id")["output_tokens"]
     known = [r for r, i in response.items() if length[r] <= traces.response_tokens[i]]
@@ -144,8 +144,9 @@ def _run(walker: Walker, live_steps: pd.DataFrame, policy: Policy, cost: CostTab
     lag = ConfidenceLag(walker.output.size, gamma, policy.lag)
     drafted = np.full(walker.output.size, -1, dtype=np.int64)
     zeros = np.zeros(len(live_steps), dtype=np.int64)
-    chunks = live_steps.get("prefill_tokens", zeros)
-    for step, (batch, chunk) in enumerate(zip(batches, np.asarray(chunks).tolist(), strict=True)):
+    chunks = np.asarray(live_steps.get("prefill_tokens", zeros)).tolist()
+    seconds = np.asarray(live_steps.get("step_time_s", zeros)).tolist()
+    for step, (batch, chunk) in enumerate(zip(batches, chunks, strict=True)):
         batch = batch[walker.live(batch)]
         if not batch.size:
             continue
@@ -158,8 +159,10 @@ def _run(walker: Walker, live_steps: pd.DataFrame, policy: Policy, cost: CostTab
         accepted = walker.verify(batch, plan.lengths)
         done = ~walker.live(batch)
         policy.observe(
-            StepOutcome(step, batch, plan.lengths, accepted, state.current, done, 0.0)
-        )  # fmt: skip
+            StepOutcome(
+                step, batch, plan.lengths, accepted, state.current, done, float(seconds[step])
+            )
+        )
         drafted[batch] = gamma if plan.draft is None else plan.draft
 
 

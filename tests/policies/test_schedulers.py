@@ -34,7 +34,9 @@ def step(confidences: list[list[float]], seconds: list[float], **changes: object
     return make_state(gamma, rows, 0, **(plain | changes))
 
 
-def outcome(state: VerifyState, lengths: list[int], accepted: list[int]) -> StepOutcome:
+def outcome(
+    state: VerifyState, lengths: list[int], accepted: list[int], step_time_s: float = 0.01
+) -> StepOutcome:
     """What came of verifying ``lengths``."""
     finished = np.zeros(len(lengths), dtype=bool)
     return StepOutcome(
@@ -44,7 +46,7 @@ def outcome(state: VerifyState, lengths: list[int], accepted: list[int]) -> Step
         np.array(accepted),
         state.current,
         finished,
-        0.01,
+        step_time_s,
     )
 
 
@@ -248,9 +250,8 @@ def run_goodput(acceptance: float, draft_s: list[float], steps: int = 200) -> np
         state = state._replace(step=index, drafted=drafted, fresh=np.full(rows, index == 0))
         plan = policy.plan(state)
         hits = np.cumprod(rng.random((rows, gamma)) < confidences, axis=1).sum(axis=1)
-        policy.observe(
-            outcome(state, plan.lengths.tolist(), np.minimum(hits, plan.lengths).tolist())
-        )
+        accepted = np.minimum(hits, plan.lengths).tolist()
+        policy.observe(outcome(state, plan.lengths.tolist(), accepted, step_time_s=0.0))
         history.append(int(drafted[0]))
         drafted = plan.draft
     return np.array(history)

@@ -95,7 +95,8 @@ def serve(
         now_s += seconds
         if log is not None:
             ids = [r.index for r in running]
-            log.append({"step": step, "request_ids": ids, "prefill_tokens": sum(chunks)})
+            entry = {"prefill_tokens": sum(chunks), "step_time_s": seconds}
+            log.append({"step": step, "request_ids": ids} | entry)
         hits = [_walk(traces, r, int(length)) for r, length in zip(running, lengths, strict=True)]
         done = [r.generated >= r.output for r in running]
         if running:

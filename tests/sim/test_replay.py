@@ -18,7 +18,16 @@ from tests.sim.worlds import workload_of
 
 TRACES = synthetic_traces(responses=8, response_tokens=40)
 WORLD = linear(2e-3, 2e-5, 4e-4, 1e-5)
-POLICIES = ("none", "fixed-k", "mtp-1", "threshold", "confidence", "hardware-aware", "vllm")
+POLICIES = (
+    "none",
+    "fixed-k",
+    "mtp-1",
+    "threshold",
+    "confidence",
+    "hardware-aware",
+    "vllm",
+    "goodput",
+)
 
 
 def live_run(policy: str) -> tuple[pd.DataFrame, pd.DataFrame]:
