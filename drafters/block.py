@@ -69,7 +69,7 @@ class BlockDrafter(DraftModule):
     ) -> None:
         """Project target features [n, q, m * d] at ``positions`` [n, q] into the context cache."""
         context = self.context(features)
-        rope = self._rope(positions)
+        rope = self._rope(positions, context.dtype)
         for i, layer in enumerate(self.layers):
             state.write(i, slots, positions, *layer.self_attn.keys_values(context, rope))
 
@@ -119,7 +119,8 @@ class BlockDrafter(DraftModule):
         span = state.reach(positions, self.gamma)
         seen = torch.arange(span, device=anchors.device) < (positions + self.gamma).unsqueeze(-1)
         mask = seen.unsqueeze(1).expand(n, self.gamma, span)
-        x, rope = self._inputs(anchors), self._rope(at)
+        x = self._inputs(anchors)
+        rope = self._rope(at, x.dtype)
         for i, layer in enumerate(self.layers):
             normed = layer.input_layernorm(x)
             q = layer.self_attn.queries(normed, rope)
@@ -196,5 +197,7 @@ class BlockDrafter(DraftModule):
         ids[:, 0] = anchors
         return self.embed_tokens(ids)
 
-    def _rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        return rope_table(positions, self.config.shape.head_dim, self.config.shape.rope_theta)
+    def _rope(self, positions: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+        """Tables of fp32 angles, rounded once for all layers."""
+        cos, sin = rope_table(positions, self.config.shape.head_dim, self.config.shape.rope_theta)
+        return cos.to(dtype), sin.to(dtype)

@@ -20,6 +20,7 @@ from drafters.ngram import NgramDrafter
 from drafters.request import Request
 from drafters.target import Target, load_target
 from policies.registry import create
+from tests.drafters.fake_device import emulated
 from tests.drafters.families import tiny_drafter
 from tests.drafters.live import (
     GAMMA,
@@ -181,6 +182,33 @@ def test_padding_writes_only_where_nobody_reads(llama):
     first = row.blocks[0] * 16
     touched = (keys != 7.0).flatten(2).any(-1).any(0).nonzero().squeeze(1).tolist()
     assert set(touched) == {*range(first, first + 5), engine.runner.cache.spare_row}
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_the_loop_on_an_emulated_device(graphs: bool, device: str, tmp_path: Path):
+    """Greedy and sampled text as on the CPU; a captured greedy step waits for the device twice."""
+    if device == "cuda":
+        pytest.skip("the device is real")
+    save_model(tmp_path)
+    asked, heat = prompts(5, seed=4), [0.0, 1.0, 0.7, 1.0, 0.0]
+
+    def serve(target: Target, temperature: float | list[float]) -> Engine:
+        return run(
+            target, block_drafter(target), create("threshold", GAMMA, tau=0.5), asked,
+            temperature=temperature, graphs=graphs,
+        )  # fmt: skip
+
+    plain = load_target(str(tmp_path))
+    expected = [[row.output for row in serve(plain, t).ended] for t in (heat, 0.0)]
+    with emulated() as there:
+        target = load_target(str(tmp_path), device="cuda")
+        for temperature, outputs in zip((heat, 0.0), expected, strict=True):
+            there.waits.clear()
+            engine = serve(target, temperature)
+            assert [row.output for row in engine.ended] == outputs
+    if graphs:  # the last run was greedy
+        waits = [n for at, n in there.waits.items() if "tolist" in at or "to host" in at]
+        assert sum(waits) <= 2 * len(engine.log)
 
 
 def test_sizes():
