@@ -26,6 +26,7 @@ import torch
 import drafters
 from drafters import decode
 from drafters.base import Drafter
+from drafters.campaign_warm import warm
 from drafters.engine import Engine, EngineConfig, make_runner
 from drafters.errors import UserError, exit_code
 from drafters.generate import spread
@@ -78,6 +79,7 @@ class Live:
     def choice(self, policy: str) -> Choice:
         """A fresh policy with the beliefs that the drafter's bundle gives it."""
         if policy not in self.choices:
+            warm([policy])
             bundle = str(self.args.bundle)
             self.choices[policy] = choose(policy, self.target, self.drafter, bundle, self.graphs)
         return copy.deepcopy(self.choices[policy])
@@ -131,9 +133,9 @@ class Live:
             stop.asked = True
 
         limit = threading.Timer(self.args.seconds_per_run, end)
-        limit.start()
         with stop.on_signals():
             engine.start()
+            limit.start()
             decode.serve(engine, stop)
         limit.cancel()
         if stop.asked and not over.is_set():

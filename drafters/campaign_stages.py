@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import takewhile
 from pathlib import Path
 
 import torch
 
+from drafters.campaign_live import POLICIES
 from drafters.campaign_run import Task
 from drafters.checkpoint import SHIPPED
 from drafters.errors import UserError
@@ -209,7 +211,7 @@ def _generate(plan: Plan) -> list[Task]:
     common = ("drafters.generate", *plan.common())
     options = {"eval": plan.sized.evaluate, "train": plan.sized.train}
     share = {"eval": 0.25, "train": 0.75}
-    return [
+    return _warm(plan) + [
         Task(
             "generate",
             f"generate/{half}",
@@ -222,6 +224,16 @@ def _generate(plan: Plan) -> list[Task]:
         )
         for half in ("eval", "train")
     ]  # fmt: skip
+
+
+def _warm(plan: Plan) -> list[Task]:
+    """Compile the policies of the live runs beside work that leaves the CPU idle."""
+    if "live" not in plan.stages:
+        return []
+    words = (*plan.sized.live, "--")
+    given = words[words.index("--policies") + 1 :] if "--policies" in words else POLICIES
+    policies = takewhile(lambda word: not word.startswith("--"), given)
+    return [Task("generate", "compile", ("drafters.campaign_warm", *policies), 60)]
 
 
 def _responses(plan: Plan, half: str) -> Path:

@@ -21,6 +21,7 @@ from drafters import (
     campaign_run,
     campaign_stages,
     campaign_traces,
+    campaign_warm,
     generate,
 )
 from drafters.campaign_check import check
@@ -504,3 +505,14 @@ def test_parts_with_another_file_than_the_pinned_one_are_not_used(
     with pytest.raises(UserError, match="SHA-256"):
         join_target("smollm2-135m", parts)
     assert not (tmp_path / "cache" / "smollm2-135m").exists()
+
+
+def test_policies_of_the_live_runs_are_compiled_before(tmp_path: Path) -> None:
+    stages = ("generate", "live")
+    plan = Plan(tmp_path, "smollm2-135m", ("p",), "cuda", "bfloat16", "full", stages)
+    made = {task.name: task for task in tasks(plan)}
+    live = made["live"].command
+    names = made["compile"].command[1:]
+    assert "goodput" in names
+    assert live[live.index("--policies") + 1 :][: len(names)] == names
+    assert campaign_warm.main(["none", "vllm"]) == 0
