@@ -109,7 +109,8 @@ class LatencyModel:
         if beyond and not extrapolate:
             raise ValueError(
                 f"latency {self.name}: a step may need {', '.join(beyond)};"
-                " lower the load's limits or ask for extrapolation"
+                " lower the load's limits (--max-requests, --max-step-tokens, --kv-tokens)"
+                " or ask for extrapolation (--extrapolate)"
             )
         return bool(beyond)
 

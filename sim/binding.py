@@ -56,7 +56,8 @@ def bind(table: RequestTable, traces: AcceptanceTraces, seed: np.random.SeedSequ
     which = generator(seed, 0).random(table.requests)
     where = generator(seed, 1).random(table.requests)
     response = np.empty(table.requests, np.int64)
-    for code, stand_in in enumerate(stand_ins(table, traces).values()):
+    stands = stand_ins(table, traces)
+    for code, stand_in in enumerate(stands.values()):
         rows = np.arange(table.requests) if table.domain is None else table.domain == code
         pool = _pool(traces, stand_in)
         response[rows] = pool[(which[rows] * pool.size).astype(np.int64)]
@@ -66,6 +67,8 @@ def bind(table: RequestTable, traces: AcceptanceTraces, seed: np.random.SeedSequ
     prefix = table.prefix_tokens
     return Workload(
         name=table.source,
+        origin=str(table.origin),
+        notes=(*table.notes, *_stood_in(stands)),
         arrival_s=table.arrival_s,
         prompt_tokens=_wide(table.prompt_tokens),
         output_tokens=_wide(table.output_tokens),
@@ -78,6 +81,15 @@ def bind(table: RequestTable, traces: AcceptanceTraces, seed: np.random.SeedSequ
         think_s=none.astype(np.float64) if table.think_s is None else table.think_s.astype(float),
         patience_s=np.full(table.requests, np.inf),
     )
+
+
+def _stood_in(stands: dict[str, str]) -> list[str]:
+    """What to tell about domains that the bundle lacks."""
+    return [
+        f"domain {name}: responses of {'all domains' if other == ANY else other}"
+        for name, other in stands.items()
+        if name != other
+    ]
 
 
 def _recorded(traces: AcceptanceTraces) -> tuple[str, ...]:

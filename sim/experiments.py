@@ -17,8 +17,11 @@ import numpy.typing as npt
 from scipy import stats
 from scipy.stats import qmc
 
-from sim.cells import Cell, Store, Summary, capacity, run_cells
+from sim.cells import Cell, Summary, capacity
+from sim.farm import Store, run_cells
 from sim.paired import interval
+from sim.scaling import METHODS
+from sim.show import number
 
 Words = tuple[str, ...]
 Run = Callable[[list[Cell]], list[Summary]]
@@ -35,6 +38,7 @@ METRICS = {
 """Compared quantities: key into a summary -> what people read."""
 
 LEAST_REPLICATIONS = 5
+ORIGINS = ("bundle", "origin", "latency", "latency_origin", "scenario", "traffic_origin")
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,17 @@ class Runner:
 
     def __call__(self, cells: list[Cell]) -> list[Summary]:
         return run_cells(cells, self.store, self.jobs, self.backend, self.quiet)
+
+
+def origins(summaries: Sequence[Summary]) -> dict[str, Any]:
+    """Where the numbers come from: what all runs share; several of a kind are joined by ``|``."""
+    found: dict[str, Any] = {
+        key: " | ".join(dict.fromkeys(s[key] for s in summaries)) for key in ORIGINS
+    }
+    notes = dict.fromkeys(note for s in summaries for note in s["traffic_notes"])
+    shared = [note for note in notes if all(note in s["traffic_notes"] for s in summaries)]
+    methods = sorted({n.split()[0] for n in notes if n not in shared and n.split()[0] in METHODS})
+    return found | {"traffic_notes": shared + [f"rates set by {method}" for method in methods]}
 
 
 def value(summary: Summary, metric: str) -> float:
@@ -91,8 +106,7 @@ def compare(
         "precision_reached": reached,
         "stopped_by": "precision" if reached <= precision else "limit",
         "load_rps": summaries[policies[0]][0]["load_rps"],
-        "origin": summaries[policies[0]][0]["origin"],
-        "latency_origin": summaries[policies[0]][0]["latency_origin"],
+        **origins(found),
         "policies": {p: _means(s) for p, s in summaries.items()},
         "differences": _differences(summaries),
         "unstable": {p: sum(bool(s["unstable"]) for s in rows) for p, rows in summaries.items()},
@@ -146,8 +160,7 @@ def frontier(
         "experiment": "frontier",
         "words": list(words),
         "seeds": list(seeds),
-        "origin": found[0]["origin"],
-        "latency_origin": found[0]["latency_origin"],
+        **origins(found),
         "points": points,
     }
 
@@ -168,14 +181,16 @@ def find_capacity(
     the last bracket is reported with its one-sided 95 % confidence.
     """
     unit = capacity(words)
-    table = {}
+    table, seen = {}, []
     for policy in policies:
         low, high, tried = 0.0, 0.0, []
         step = unit
         while high == 0.0 or high - low > tolerance * high:
             rate = step if high == 0.0 else (low + high) / 2
-            trial = _try_load(words, policy, seeds, run, rate, attainment)
+            found = run([Cell((*words, "--load", f"{rate:.6g}"), policy, s) for s in seeds])
+            trial = _trial(found, rate, attainment)
             tried.append(trial)
+            seen += found
             low, high = (rate, high) if trial["passed"] else (low, rate)
             step *= 2.0
             if step > 2**12 * unit or high and high < 2**-8 * unit:
@@ -187,14 +202,24 @@ def find_capacity(
         "attainment": attainment,
         "tolerance": tolerance,
         "none_sustains_rps": unit,
+        **origins(seen),
         "policies": table,
     }
 
 
-def _try_load(
-    words: Words, policy: str, seeds: Sequence[int], run: Run, rate: float, attainment: float
-) -> dict[str, Any]:
-    found = run([Cell((*words, "--load", f"{rate:.6g}"), policy, s) for s in seeds])
+CAPACITY_COLUMNS = ("sustains, requests/s", "confidence", "fails at", "confidence")
+
+
+def capacity_row(found: dict[str, Any]) -> list[str]:
+    """A policy's capacity for people: both ends of the bracket, and how sure their verdicts are."""
+    cells = []
+    for end in ("capacity_rps", "fails_at_rps"):
+        sure = next((t["confidence"] for t in found["tried"] if t["load_rps"] == found[end]), None)
+        cells += [number(found[end]), "-" if sure is None else f"{sure:.0%}"]
+    return cells
+
+
+def _trial(found: Sequence[Summary], rate: float, attainment: float) -> dict[str, Any]:
     shares = _values(found, "slo_attainment")
     unstable = sum(bool(s["unstable"]) for s in found)
     passed = bool(shares.mean() >= attainment and not unstable)
@@ -232,11 +257,13 @@ def sweep(
     points = _hypercube(axes, samples, seed) if samples else _grid(axes)
     plan = list(itertools.product(points, policies, seeds))
     cells = [Cell((*words, *_options(point)), policy, s) for point, policy, s in plan]
+    found = run(cells)
     rows = [
         {**point, "policy": policy, "seed": s, **_flat(summary)}
-        for (point, policy, s), summary in zip(plan, run(cells), strict=True)
+        for (point, policy, s), summary in zip(plan, found, strict=True)
     ]
-    return {"experiment": "sweep", "words": list(words), "axes": axes, "rows": rows}
+    document = {"experiment": "sweep", "words": list(words), "axes": axes, "rows": rows}
+    return document | origins(found)
 
 
 def _grid(axes: dict[str, list[str]]) -> list[dict[str, str]]:

@@ -30,6 +30,7 @@ from sim.request_table import METADATA_KEY, RequestTable
 from sim.servegen import load_servegen
 from sim.workload import SLO_CLASSES
 
+MOST_TOKENS = np.iinfo(np.int32).max
 PLAIN_COLUMNS = ("arrival_s", "prompt_tokens", "output_tokens")
 AZURE_COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 BURSTGPT_COLUMNS = ("Timestamp", "Model", "Request tokens", "Response tokens")
@@ -163,15 +164,18 @@ def _numbers(frame: pd.DataFrame, column: str, name: str) -> Floats:
 
 def _tokens(frame: pd.DataFrame, column: str, name: str, least: int = 1) -> Tokens:
     numbers = _numbers(frame, column, name)
-    low = np.flatnonzero((numbers < least) | (numbers > np.iinfo(np.int32).max))
-    if low.size:
-        value = f"{numbers[low[0]]:g}"
-        raise ValueError(f"{name}: {column} is {value} in row {low[0]}; it must be >= {least}")
+    bad = np.flatnonzero((numbers < least) | (numbers > MOST_TOKENS) | (numbers % 1 != 0))
+    if bad.size:
+        value, wanted = f"{numbers[bad[0]]:g}", f"a whole number of at least {least}"
+        raise ValueError(f"{name}: {column} is {value} in row {bad[0]}; it must be {wanted}")
     return numbers.astype(np.int32)
 
 
 def _optional(frame: pd.DataFrame, column: str, name: str) -> Floats | None:
-    return _numbers(frame, column, name) if column in frame else None
+    """A column that may be absent, or empty throughout where its source recorded nothing."""
+    if column not in frame or frame[column].isna().all():
+        return None
+    return _numbers(frame, column, name)
 
 
 def _timestamps(column: pd.Series[str], name: str) -> pd.Series[pd.Timestamp]:
@@ -186,7 +190,7 @@ def _timestamps(column: pd.Series[str], name: str) -> pd.Series[pd.Timestamp]:
 def _categories(
     frame: pd.DataFrame, column: str, name: str
 ) -> tuple[npt.NDArray[np.int16] | None, tuple[str, ...]]:
-    if column not in frame:
+    if column not in frame or frame[column].isna().all():
         return None, ()
     words = frame[column].astype("category")
     if words.isna().any():
@@ -196,8 +200,9 @@ def _categories(
 
 
 def _sessions(frame: pd.DataFrame, name: str) -> npt.NDArray[np.int32] | None:
-    codes, _ = pd.factorize(frame["session_id"]) if "session_id" in frame else (None, ())
-    return None if codes is None else codes.astype(np.int32)
+    if "session_id" not in frame or frame["session_id"].isna().all():
+        return None
+    return pd.factorize(frame["session_id"])[0].astype(np.int32)
 
 
 def _slo_classes(frame: pd.DataFrame, name: str) -> npt.NDArray[np.int16] | None:

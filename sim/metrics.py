@@ -21,6 +21,10 @@ Floats = npt.NDArray[np.float64]
 
 PERCENTILES = (50, 95, 99)
 BATCH = 5
+WARM_UP_RULE = (
+    "from the arrival of the first request that MSER-5 keeps (end-to-end times in arrival order)"
+    " to the last arrival; the whole run where that holds fewer than half of the steps"
+)
 
 
 def mser5(values: Floats) -> int:
@@ -40,11 +44,7 @@ def mser5(values: Floats) -> int:
 
 
 def window_s(records: Records) -> tuple[float, float]:
-    """Seconds between which rates and latencies are measured.
-
-    Warm-up ends at the arrival of the first request that MSER-5 keeps, on end-to-end times in
-    arrival order. When fewer than half of the steps lie inside, the window is the whole run.
-    """
+    """Seconds between which rates and latencies are measured, by ``WARM_UP_RULE``."""
     requests, steps = records.requests, records.steps
     end_s = float(steps["end_s"].max()) if len(steps) else 0.0
     done = requests[requests["status"] == COMPLETED].sort_values("arrival_s", kind="stable")
@@ -115,6 +115,8 @@ def summarize(records: Records, slos: slo.Slos = slo.DEFAULTS) -> dict[str, Any]
         "requests_by_status": _by_status(everyone),
         "engine_steps": len(all_steps),
         "window_s": [first_s, last_s],
+        "window_rule": WARM_UP_RULE,
+        "requests_before_window": int((everyone["arrival_s"] < first_s).sum()),
         "output_tok_s": float(steps["output_tokens"].sum()) / span_s,
         "requests_s": float(everyone["finish_s"].between(first_s, last_s).sum()) / span_s,
         "tok_s_per_user_p50": _median(1.0 / each_s[each_s > 0]),
@@ -137,6 +139,7 @@ def summarize(records: Records, slos: slo.Slos = slo.DEFAULTS) -> dict[str, Any]
         "slo_attainment": float(met.mean()) if len(met) else float("nan"),
         "slo_classes": slo.by_class(arrivals, met, span_s),
         "preemptions": int(everyone["preemptions"].sum()),
+        "retries": int(everyone["retries"].sum()),
         "context_tokens_beyond_profile": records.beyond_context,
         "unstable": records.unstable,
     }

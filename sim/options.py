@@ -59,6 +59,14 @@ def positive(text: str) -> float:
     return value
 
 
+def share(text: str) -> float:
+    """An argparse type: a number above 0 and at most 1."""
+    value = positive(text)
+    if value > 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a share, above 0 and at most 1")
+    return value
+
+
 def outage(text: str) -> Outage:
     """An argparse type: ``0@30+10``, group 0 fails at 30 s for 10 s."""
     try:

@@ -20,9 +20,9 @@ import pandas as pd
 from plotly.graph_objects import Figure
 
 from sim import options
-from sim.experiments import METRICS
+from sim.experiments import CAPACITY_COLUMNS, METRICS, capacity_row
 from sim.metrics import tpot_s
-from sim.show import COUNTS, LATENCIES, number, seconds
+from sim.show import COUNTS, LATENCIES, number, origins, remarks, seconds, slo_rows
 from sim.state import COMPLETED
 
 Document = dict[str, Any]
@@ -72,12 +72,10 @@ def _sections(path: Path) -> Iterator[str]:
 
 
 def _origin(document: Document) -> str:
-    if "origin" not in document:
-        return f"<p class='origin'>options: {html.escape(' '.join(document['words']))}</p>"
-    return (
-        f"<p class='origin'>acceptance: {html.escape(document['origin'])}<br>"
-        f"step times: {html.escape(document['latency_origin'])}</p>"
-    )
+    lines = origins(document).splitlines()
+    if "words" in document:
+        lines.append(f"options: {' '.join(document['words'])}")
+    return f"<p class='origin'>{'<br>'.join(map(html.escape, lines))}</p>"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -105,8 +103,10 @@ def _run_section(path: Path) -> Iterator[str]:
         for rank in ("p50", "p95", "p99")
     ]
     rows += [[title, *(number(p[key]) for p in policies.values())] for title, key in COUNTS.items()]
+    rows += [[title, *cells] for title, cells in slo_rows(policies)]
     yield _table(["", *policies], rows)
-    yield from (f"<p>{html.escape(line)}</p>" for line in document["paired_lines"])
+    said = [f"{name}: {line}" for name, found in policies.items() for line in remarks(found)]
+    yield from (f"<p>{html.escape(line)}</p>" for line in (*said, *document["paired_lines"]))
     requests = pd.read_parquet(path / "requests.parquet")
     for key, title in LATENCIES.items():
         if key != "itl_s":
@@ -195,11 +195,9 @@ def _difference(row: Document) -> str:
 
 
 def _capacity(document: Document) -> Iterator[str]:
-    rows = [
-        [policy, number(found["capacity_rps"]), number(found["fails_at_rps"])]
-        for policy, found in document["policies"].items()
-    ]
-    yield _table(["policy", "sustains within SLO, requests/s", "fails at"], rows)
+    rows = [[policy, *capacity_row(found)] for policy, found in document["policies"].items()]
+    yield f"<p>largest load at which {document['attainment']:.0%} of requests meet their SLO</p>"
+    yield _table(["policy", *CAPACITY_COLUMNS], rows)
 
 
 def _sweep(document: Document) -> Iterator[str]:

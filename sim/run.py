@@ -121,6 +121,8 @@ def _header(
         "latency_origin": str(world.latency.origin),
         "scenario": world.scenario,
         "workload": workload.name,
+        "traffic_origin": workload.origin,
+        "traffic_notes": list(workload.notes),
         "seed": args.seed,
         "requests": workload.requests,
         "replicas": args.replicas,

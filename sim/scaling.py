@@ -91,5 +91,9 @@ def check_scaling(factor: float, method: str) -> None:
     if method not in allowed:
         raise ValueError(f"unknown rate scaling {method!r}; known: {', '.join(METHODS)}")
     if not (np.isfinite(factor) and allowed[method]):
-        bound = {"time_scale": "above 0", "thin": "in (0, 1]", "superpose": "1 or more"}[method]
+        bound = {
+            "time_scale": "above 0",
+            "thin": "in (0, 1] (time_scale and superpose raise rates)",
+            "superpose": "1 or more (time_scale and thin lower rates)",
+        }[method]
         raise ValueError(f"{method} factor is {factor:g}; it must be {bound}")

@@ -92,6 +92,11 @@ class Setup:
             raise ValueError(f"--scenario {self.scenario!r} is no file; scenarios: {known}")
         table = load(path, seed)
         if rate_rps is not None:
+            if not np.isfinite(table.rate_rps):
+                raise ValueError(
+                    f"{path}: all requests arrive at once, so there is no rate to change;"
+                    " use --load recorded or --concurrency"
+                )
             table = scaled(table, rate_rps / table.rate_rps, self.method, seed)
         return table.take(slice(min(self.requests, table.requests)))
 

@@ -54,29 +54,54 @@ def print_run(document: dict[str, Any], console: Console) -> None:
     console.print(_headline(document), highlight=False, soft_wrap=True)
     console.print(_table(document["policies"]))
     for name, summary in document["policies"].items():
-        if summary["context_tokens_beyond_profile"]:
-            text = f"{summary['context_tokens_beyond_profile']:,} cached tokens in a step"
-            console.print(f"{name}: extrapolated, {text} were not profiled", soft_wrap=True)
-        if summary["unstable"]:
-            console.print(f"[bold]{name}: {summary['unstable']}[/bold]", soft_wrap=True)
+        for line in remarks(summary):
+            console.print(f"{name}: {line}", highlight=False, soft_wrap=True)
     for line in document.get("paired_lines", []):
         console.print(line, highlight=False, soft_wrap=True)
 
 
-def _headline(document: dict[str, Any]) -> str:
-    load = document["load_rps"]
-    traffic = (
-        f"load {number(load)} requests/s"
-        if load is not None
-        else f"closed loop, {document['concurrency']} requests out"
-    )
+def origins(document: dict[str, Any]) -> str:
+    """Whose acceptance, step times and traffic; for anything that prints results."""
+    notes = "".join(f"; {note}" for note in document["traffic_notes"])
     return (
         f"acceptance: {document['bundle']}, {document['origin']}\n"
         f"step times: {document['latency']}, {document['latency_origin']}\n"
-        f"traffic: {document['scenario']}, {document['requests']:,} requests, {traffic}"
+        f"traffic: {document['scenario']}, {document['traffic_origin']}{notes}"
+    )
+
+
+def _headline(document: dict[str, Any]) -> str:
+    load = "at its recorded rate"
+    if document["concurrency"]:
+        load = f"closed loop, {document['concurrency']} requests out"
+    elif document["load_rps"] is not None:
+        load = f"load {number(document['load_rps'])} requests/s"
+    return (
+        f"{origins(document)}\n{document['requests']:,} requests, {load}"
         f" (none sustains {number(document['capacity_rps'])}/s on"
         f" {document['replicas']} replica{'s' if document['replicas'] > 1 else ''})"
     )
+
+
+def remarks(summary: dict[str, Any]) -> list[str]:
+    """What a reader of one policy's numbers must know."""
+    first_s, last_s = summary["window_s"]
+    lines = [
+        f"rates and latencies from {seconds(first_s)} (MSER-5 cuts"
+        f" {summary['requests_before_window']:,} requests as warm-up) to {seconds(last_s)}"
+    ]
+    if set(summary["requests_by_status"]) - {"completed"}:
+        found = (f"{n:,} {status}" for status, n in summary["requests_by_status"].items())
+        lines.append(f"requests: {', '.join(found)}")
+    if summary["preemptions"] or summary["retries"]:
+        evicted, retried = (f"{summary[key]:,}" for key in ("preemptions", "retries"))
+        lines.append(f"{evicted} preemptions (KV cache full), {retried} retries (replica failed)")
+    if summary["context_tokens_beyond_profile"]:
+        text = f"{summary['context_tokens_beyond_profile']:,} cached tokens in a step"
+        lines.append(f"extrapolated, {text} were not profiled")
+    if summary["unstable"]:
+        lines.append(summary["unstable"])
+    return lines
 
 
 def _table(policies: dict[str, Any]) -> Table:
@@ -91,5 +116,23 @@ def _table(policies: dict[str, Any]) -> Table:
             table.add_row(f"{title} {rank}", *cells, end_section=rank == "p99")
     for title, key in COUNTS.items():
         table.add_row(title, *(number(summary[key]) for summary in policies.values()))
-    table.add_row("mean step time", *(seconds(s["mean_step_s"]) for s in policies.values()))
+    times = (seconds(summary["mean_step_s"]) for summary in policies.values())
+    table.add_row("mean step time", *times, end_section=True)
+    for title, cells in slo_rows(policies):
+        table.add_row(title, *cells)
     return table
+
+
+def slo_rows(policies: dict[str, Any]) -> list[tuple[str, list[str]]]:
+    """Goodput, and by class the share of requests that met their targets."""
+    rows = [("goodput, requests/s", [number(p["goodput_rps"]) for p in policies.values()])]
+    for name in dict.fromkeys(c for p in policies.values() for c in p["slo_classes"]):
+        cells = [_slo_cell(p["slo_classes"].get(name)) for p in policies.values()]
+        rows.append((f"{name}: SLO met, goodput", cells))
+    return rows
+
+
+def _slo_cell(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return "-"
+    return f"{found['attainment']:.1%}, {number(found['goodput_rps'])}/s"

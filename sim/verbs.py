@@ -8,6 +8,7 @@ stopped. The result is OUT/<verb>.json.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import sys
@@ -18,10 +19,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from sim import cells, experiments, options, setup
+from sim import cells, experiments, farm, options, setup
 from sim.experiments import METRICS, Runner, Words
 from sim.folder import provenance
-from sim.show import number, terminal
+from sim.show import number, origins, terminal
 
 Document = dict[str, Any]
 
@@ -34,7 +35,7 @@ def _own(verb: str) -> options.Parser:
     made.add_argument(
         "--jobs", type=options.whole(1), default=os.cpu_count() or 1, help="worker processes"
     )
-    made.add_argument("--backend", choices=cells.BACKENDS, default="loky", help="where jobs run")
+    made.add_argument("--backend", choices=farm.BACKENDS, default="loky", help="where jobs run")
     made.add_argument(
         "--out", type=Path, default=Path("runs") / verb, metavar="FOLDER",
         help="where finished runs and the result are kept",
@@ -71,7 +72,7 @@ def _add_frontier(made: options.Parser) -> None:
 
 def _add_capacity(made: options.Parser) -> None:
     made.add_argument(
-        "--attainment", type=options.positive, default=0.95,
+        "--attainment", type=options.share, default=0.95,
         help="share of requests that must meet their SLO",
     )  # fmt: skip
     made.add_argument(
@@ -87,7 +88,8 @@ def _add_sweep(made: options.Parser) -> None:
     )  # fmt: skip
     made.add_argument(
         "--samples", type=options.whole(0), default=0,
-        help="points of a Latin hypercube instead of the full grid",
+        help="points of a Latin hypercube instead of the full grid (whole numbers between two"
+        " whole ends)",
     )  # fmt: skip
     _add_seeds(made, 3)
 
@@ -175,16 +177,22 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run(verb: str, args: argparse.Namespace, words: Words) -> Document:
-    _, made = cells.world(words)
+    asked = cells.parsed(words)
+    if verb in ("frontier", "capacity") and (asked.load or asked.concurrency):
+        raise ValueError(f"{verb} sets the load itself; leave --load and --concurrency out")
+    _, made = cells.world((*words, "--concurrency", "1") if verb == "frontier" else words)
     setup.check_policies(args.policy, made.traces.gamma)
-    runner = Runner(cells.Store(args.out / "cells.jsonl"), args.jobs, args.backend)
-    document = VERBS[verb](args, words, runner)
-    document["provenance"] = provenance(args.base_seed, bundles=made.hashes)
+    made_with = provenance(args.base_seed, bundles=made.hashes)
+    key = json.dumps([made_with[k] for k in ("commit", "versions", "bundles")])
+    store = farm.Store(args.out / "cells.jsonl", hashlib.sha256(key.encode()).hexdigest())
+    document = VERBS[verb](args, words, Runner(store, args.jobs, args.backend))
+    document["provenance"] = made_with
     path = args.out / f"{verb}.json"
     part = path.with_suffix(".part")
     part.write_text(json.dumps(document, indent=1, default=str) + "\n")
     os.replace(part, path)
     console = terminal()
+    console.print(origins(document), highlight=False, soft_wrap=True)
     PRINT[verb](document, console)
     console.print(f"written: {path}", highlight=False, soft_wrap=True)
     return document
@@ -209,6 +217,10 @@ def _print_compare(document: Document, console: Console) -> None:
             f"{head}{row['relative']:+.1%} (95 %: {number(row['low'])} to {number(row['high'])})",
             highlight=False, soft_wrap=True,
         )  # fmt: skip
+    for policy, runs in document["unstable"].items():
+        if runs:
+            text = f"{policy}: queue still growing in {runs} of {document['replications']} runs"
+            console.print(text, highlight=False, soft_wrap=True)
 
 
 def _print_frontier(document: Document, console: Console) -> None:
@@ -223,11 +235,15 @@ def _print_frontier(document: Document, console: Console) -> None:
 
 
 def _print_capacity(document: Document, console: Console) -> None:
-    table = Table("policy", "sustains, requests/s", "fails at", "of none's raw capacity")
     unit = document["none_sustains_rps"]
+    console.print(
+        f"largest load at which {document['attainment']:.0%} of requests meet their SLO;"
+        f" none's raw capacity: {number(unit)} requests/s", highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    table = Table("policy", *experiments.CAPACITY_COLUMNS, "of raw capacity")
     for policy, row in document["policies"].items():
         share = f"{row['capacity_rps'] / unit:.0%}"
-        table.add_row(policy, number(row["capacity_rps"]), number(row["fails_at_rps"]), share)
+        table.add_row(policy, *experiments.capacity_row(row), share)
     console.print(table)
 
 

@@ -33,6 +33,10 @@ class Workload:
     """
 
     name: str
+    origin: str
+    """Where arrivals and lengths come from."""
+    notes: tuple[str, ...]
+    """What was done to them: rate scaling and its method, clipping, stand-ins for domains."""
     arrival_s: Floats
     """Seconds from the start of the run; of a later turn of a session only a sort key."""
     prompt_tokens: Ints
@@ -57,15 +61,19 @@ class Workload:
 
     def __post_init__(self) -> None:
         n = self.arrival_s.size
-        for field in fields(self)[1:]:
-            kind = np.float64 if field.name in FLOAT_FIELDS else np.int64
-            array = np.ascontiguousarray(getattr(self, field.name), dtype=kind)
+        for name in self._columns():
+            kind = np.float64 if name in FLOAT_FIELDS else np.int64
+            array = np.ascontiguousarray(getattr(self, name), dtype=kind)
             if array.shape != (n,):
-                raise ValueError(f"workload: {field.name} has shape {array.shape}, expected ({n},)")
+                raise ValueError(f"workload: {name} has shape {array.shape}, expected ({n},)")
             array = array.copy()
             array.setflags(write=False)
-            object.__setattr__(self, field.name, array)
+            object.__setattr__(self, name, array)
         self._check()
+
+    @classmethod
+    def _columns(cls) -> list[str]:
+        return [f.name for f in fields(cls) if f.name not in ("name", "origin", "notes")]
 
     def _check(self) -> None:
         if not self.arrival_s.size:
@@ -91,7 +99,7 @@ class Workload:
 
     def take(self, rows: Ints) -> Workload:
         """These rows, in this order (arrivals must not fall)."""
-        return replace(self, **{f.name: getattr(self, f.name)[rows] for f in fields(self)[1:]})
+        return replace(self, **{name: getattr(self, name)[rows] for name in self._columns()})
 
 
 def children(seed: np.random.SeedSequence, count: int) -> list[np.random.SeedSequence]:
@@ -112,6 +120,8 @@ def from_bundle(
     zeros = np.zeros(n, dtype=np.int64)
     return Workload(
         name=name,
+        origin="synthetic arrivals, prompts and answers of the bundle",
+        notes=(),
         arrival_s=arrival_s,
         prompt_tokens=traces.prompt_tokens[response].astype(np.int64),
         output_tokens=traces.response_tokens[response].astype(np.int64),
@@ -145,6 +155,7 @@ def at_once(workload: Workload) -> Workload:
     return replace(
         workload,
         name=f"{workload.name}, closed loop",
+        notes=(*workload.notes, "own arrival times replaced by a closed loop"),
         arrival_s=np.zeros(n),
         session=np.full(n, -1),
         patience_s=np.full(n, np.inf),

@@ -64,6 +64,22 @@ def test_azure_2023_counts_from_its_first_request(tmp_path):
     assert table.prefix_tokens is None
 
 
+def test_columns_that_record_nothing_count_as_absent(tmp_path):
+    """The shared schema leaves a column empty where its source has nothing."""
+    head = "arrival_s,prompt_tokens,output_tokens,prefix_tokens,session_id,think_s,domain,slo_class"
+    table = load(write(tmp_path, "t.csv", f"{head}\n0,10,3,,,,,\n1,20,4,,,,,\n"))
+    assert table.prefix_tokens is table.session is table.think_s is table.domain is None
+    assert table.slo_class is None
+    with pytest.raises(ValueError, match="prefix_tokens is 'nan' in row 1"):
+        load(write(tmp_path, "t.csv", f"{head}\n0,10,3,5,,,,\n1,20,4,,,,,\n"))
+
+
+def test_part_of_a_token_is_refused(tmp_path):
+    text = "arrival_s,prompt_tokens,output_tokens\n0,10,3\n1,20.5,4\n"
+    with pytest.raises(ValueError, match="prompt_tokens is 20.5 in row 1; it must be a whole"):
+        load(write(tmp_path, "t.csv", text))
+
+
 def test_azure_2024_stamps_with_and_without_a_fraction(tmp_path):
     table = load(write(tmp_path, "code.csv", AZURE_2024))
     assert table.arrival_s == pytest.approx([0.0, 0.99007])

@@ -30,7 +30,7 @@ def test_page_is_self_contained_and_says_where_from(folders: Path, tmp_path: Pat
     assert lab.main(["report", str(folders / "run"), str(folders / "edge"), "--out", str(out)]) == 0
     text = out.read_text()
     assert "<script src" not in text
-    assert text.count("acceptance: synthetic") == 2
+    assert text.count("acceptance: tiny, synthetic") == 2
     assert "confidence against none" in text
     assert text.count("Plotly.newPlot(") >= 6
 

@@ -102,6 +102,35 @@ def test_closed_loop_keeps_requests_out(call, tmp_path: Path) -> None:
     assert steps["decode_requests"].max() == 4
 
 
+def test_what_is_printed_says_where_it_comes_from(call, tmp_path: Path) -> None:
+    """Traffic with origin, method and stand-ins; the window and its rule; goodput by class."""
+    trace = tmp_path / "trace.csv"
+    rows = "".join(f"{k / 40},{20 + k},{5 + k % 30},code\n" for k in range(100))
+    trace.write_text("arrival_s,prompt_tokens,output_tokens,domain\n" + rows)
+    words = ("--scenario", str(trace), "--policy", "none", "--slo", "interactive:ttft=9;tpot=9")
+    document, text = call(*words, "--load", "20", "--rate-method", "thin")
+    assert document["traffic_origin"].startswith("measured (user file")
+    assert "thin 0.5" in text
+    assert "rates and latencies from" in text
+    assert "MSER-5 cuts" in text
+    assert "interactive: SLO met, goodput" in text
+    assert "100.0%" in text
+    _, text = call(*words, "--load", "recorded")
+    assert "at its recorded rate" in text
+    assert "closed loop" not in text
+
+
+def test_trouble_is_told(call) -> None:
+    """Evictions, failed replicas and time-outs are printed, not only recorded."""
+    words = ("--policy", "none", "--kv-tokens", "1200", "--timeout", "0.4")
+    document, text = call(*words, "--load", "overload", "--outage", "0@0.2+0.2")
+    summary = document["policies"]["none"]
+    assert summary["preemptions"]
+    assert summary["retries"]
+    assert f"{summary['requests_by_status']['timed out']} timed out" in text
+    assert "preemptions (KV cache full)" in text
+
+
 def test_overload_is_named_and_ends(call) -> None:
     document, text = call("--load", "2000", "--policy", "none", "--requests", "400")
     assert "unstable: queue grew from" in document["policies"]["none"]["unstable"]
@@ -207,22 +236,38 @@ def test_capacity_brackets(bundle: str, tmp_path: Path) -> None:
     assert 0 < row["capacity_rps"] < row["fails_at_rps"] <= 1.25 * row["capacity_rps"]
 
 
-def test_killed_sweep_goes_on(bundle: str, tmp_path: Path, monkeypatch) -> None:
-    """Half a line at the end of the store is dropped; what was finished is not run again."""
-    words = ("--policy", "none", "--set", "load=low,high", "--seeds", "2")
-    whole = verb("sweep", bundle, tmp_path, *words)
-    store = tmp_path / "cells.jsonl"
-    lines = store.read_text().splitlines()
-    assert len(lines) == 4
-    store.write_text("\n".join(lines[:2]) + "\n" + lines[2][:40])
-    runs = []
-    from sim import cells
+def test_a_closed_scenario_has_a_frontier(bundle: str, tmp_path: Path) -> None:
+    """Agents are a closed loop: the frontier's concurrency is the number of users."""
+    words = ("--scenario", "agentic", "--extrapolate", "--policy", "none", "--at", "2,4")
+    made = verb("frontier", bundle, tmp_path, *words, "--seeds", "1")
+    assert [point["concurrency"] for point in made["points"]] == [2, 4]
+    assert made["traffic_origin"].startswith("synthetic (agentic generator")
 
-    measure = cells.measure
-    monkeypatch.setattr(cells, "measure", lambda cell: runs.append(cell) or measure(cell))
-    again = verb("sweep", bundle, tmp_path, *words)
-    assert len(runs) == 2
-    assert again["rows"] == whole["rows"]
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["frontier", "--load", "3"], "frontier sets the load itself"),
+        (["capacity", "--concurrency", "3"], "capacity sets the load itself"),
+        (["capacity", "--attainment", "1.5"], "above 0 and at most 1"),
+        (["compare", "--policy", "nope"], "unknown policy 'nope'"),
+        (["sweep", "--set", "colour=red"], "must be OPTION=value,value with an option"),
+        (["sweep", "--set", "load=high", "--samples", "3"], "needs two numbers, low,high"),
+    ],
+)
+def test_experiments_refuse_in_one_line(
+    words: list[str], said: str, bundle: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, *rest = words
+    try:
+        code = experiments.main([name, "--bundle", bundle, "--out", str(tmp_path / "o"), *rest])
+    except SystemExit as stop:
+        code = stop.code
+    assert code == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
 
 
 def test_unknown_verb(capsys: pytest.CaptureFixture[str]) -> None:
