@@ -214,9 +214,17 @@ def capacity_row(found: dict[str, Any]) -> list[str]:
     """A policy's capacity for people: both ends of the bracket, and how sure their verdicts are."""
     cells = []
     for end in ("capacity_rps", "fails_at_rps"):
-        sure = next((t["confidence"] for t in found["tried"] if t["load_rps"] == found[end]), None)
-        cells += [number(found[end]), "-" if sure is None else f"{sure:.0%}"]
+        trial = next((t for t in found["tried"] if t["load_rps"] == found[end]), None)
+        cells += [number(found[end]), _sureness(trial)]
     return cells
+
+
+def _sureness(trial: dict[str, Any] | None) -> str:
+    if trial is None:
+        return "-"
+    if trial["unstable_runs"]:
+        return "queue grew"
+    return "-" if trial["confidence"] is None else f"{trial['confidence']:.0%}"
 
 
 def _trial(found: Sequence[Summary], rate: float, attainment: float) -> dict[str, Any]:
