@@ -71,18 +71,17 @@ class Replay(Generic[T]):
 
     def __init__(self, call: Callable[[], T], device: torch.device, pool: Any = None) -> None:
         """``call`` runs a few times, on what its inputs hold, before it is captured."""
-        # A captured call is not kept: what it refers to would outlive its owner in a cycle.
+        # A captured call is kept: the graph reads the very tensors that it refers to.
         self._graph, self._call = None, call
         if device.type == "cuda":
             self._graph, self.result = _capture(call, pool)
-            self._call = None
         else:
             self.result = call()
 
     def __call__(self) -> T:
         if self._graph is not None:
             self._graph.replay()
-        elif self._call is not None:
+        else:
             self.result = self._call()
         return self.result
 

@@ -19,6 +19,9 @@ SMALL = {
     "verify": {"requests": 5, "length": 3, "vocab": 1000, "temperature": 1.0},
     "ragged_attention": {"heads": (4, 2, 64), "requests": 3, "rows": 4, "context": 64},
     "prefix_schedule": {"requests": 9, "gamma": 7},
+    "draft_loss": {"rows": 5, "vocab": 1000},
+    "rotate_store": {"heads": (4, 2, 64), "tokens": 9},
+    "silu_mul": {"features": 64, "tokens": 9},
 }
 
 
