@@ -84,8 +84,9 @@ def pack(args: argparse.Namespace) -> int:
     skipped = () if args.everything else WORKING_FILES
 
     def wanted(path: Path) -> bool:
-        inside = path.relative_to(args.folder).parts
-        return inside[0] not in skipped and path.name != "state.pt" and ".tmp" not in path.name
+        first = path.relative_to(args.folder).parts[0]
+        chosen = first in args.only if args.only else first not in skipped
+        return chosen and path.name != "state.pt" and ".tmp" not in path.name
 
     if not args.folder.is_dir():
         raise UserError(f"{args.folder} is no folder")
@@ -169,6 +170,8 @@ def verb_parser() -> argparse.ArgumentParser:
             add("--part-mib", type=float, default=mib, help=f"part size, MiB (default {mib:g})")
         if name == "pack":
             add("--everything", action="store_true", help="responses and shards too")
+            add("--only", nargs="+", default=[], metavar="NAME", help="just these files and folders"
+                " of it, as drafters, where not all may travel at once")  # fmt: skip
     return made
 
 

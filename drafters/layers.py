@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from drafters import kernels
 
-
 # cuDNN's attention builds a plan for every new shape, tens of milliseconds each, and lengths here
 # are new at almost every call.
 torch.backends.cuda.enable_cudnn_sdp(False)

@@ -425,6 +425,17 @@ def test_pack_leaves_training_state_and_working_files_out(tmp_path: Path) -> Non
     assert [n for _, n in files_under(tmp_path / "b")] == ["drafters/a/config.json"]
 
 
+def test_chosen_folders_are_packed_alone(tmp_path: Path) -> None:
+    for name in ("bundles/a/x", "drafters/a/x", "campaign.json"):
+        (tmp_path / "c" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "c" / name).write_text(name)
+    argv = ["pack", str(tmp_path / "c"), "--out", str(tmp_path / "p")]
+    assert campaign.main([*argv, "--only", "bundles", "campaign.json"]) == 0
+    parts = [str(p) for p in (tmp_path / "p").iterdir()]
+    assert campaign.main(["unpack", *parts, "--out", str(tmp_path / "b")]) == 0
+    assert [n for _, n in files_under(tmp_path / "b")] == ["bundles/a/x", "campaign.json"]
+
+
 # --- weights out of GGUF ---
 
 TINY = {"heads": 4, "kv_heads": 2, "width": 64, "inner": 96, "layers": 2, "vocabulary": 40}
