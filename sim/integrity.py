@@ -1,8 +1,8 @@
 """Invariants that hold whatever the policy, the traffic or the failures: ``check_integrity``.
 
-Of a finished run: no request lost or served twice, tokens conserved between requests, steps and
-outcomes, the clock monotone, KV within capacity. Of a replica between steps: rows, slots, blocks
-and queue agree.
+Of every finished run: no request lost or served twice, tokens conserved between requests, steps
+and outcomes, the clock monotone, Little's law. Of a replica between steps (``--check``): rows, slots,
+blocks and queue agree, KV within capacity.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ def check_integrity(records: Records) -> None:
     _check_requests(records)
     _check_tokens(records)
     _check_steps(records)
+    _check_little(records)
 
 
 def _check_requests(records: Records) -> None:
@@ -80,6 +81,21 @@ def _check_steps(records: Records) -> None:
         _require((end_s >= start_s).all(), "steps end after they start")
         _require((start_s[1:] >= end_s[:-1]).all(), "steps of a replica follow each other")
     _require((records.steps["budget_tokens"] <= records.steps["drafted_tokens"]).all(), "drafted")
+
+
+def _check_little(records: Records) -> None:
+    """Little's law: the decoding batch over time holds the decoding times of all requests.
+
+    Only where every request has ended and none was sent back to the queue.
+    """
+    requests, steps = records.requests, records.steps
+    ended = requests["status"].isin(ENDED).all()
+    if not ended or requests["preemptions"].any() or requests["retries"].any():
+        return
+    begin_s = requests[["first_token_s", "admitted_s"]].max(axis=1, skipna=False)
+    decoding_s = float((requests["finish_s"] - begin_s).sum())
+    area_s = float((steps["decode_requests"] * (steps["end_s"] - steps["start_s"])).sum())
+    _require(abs(area_s - decoding_s) <= 1e-6 * max(area_s, decoding_s) + 1e-9, "Little's law")
 
 
 def check_replica(replica: Replica) -> None:

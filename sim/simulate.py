@@ -106,8 +106,7 @@ def simulate(
     horizon_s = config.horizon_s or _patient_horizon(latency, workload, config)
     waiting = _run(env, cluster, 0.0 if concurrency else float(workload.arrival_s[-1]), horizon_s)
     records = collect(world, workload, cluster.replicas, _verdict(waiting, cluster, horizon_s))
-    if config.engine.check:
-        check_integrity(records)
+    check_integrity(records)
     return records
 
 

@@ -35,7 +35,7 @@ class EngineConfig:
     extrapolate: bool = False
     """Allow steps outside the latency profile (the origin says so)."""
     check: bool = False
-    """Verify invariants after every step (slow)."""
+    """Verify a replica's invariants after every step too (slow)."""
 
     @property
     def blocks(self) -> int:
