@@ -59,6 +59,9 @@ def origins(summaries: Sequence[Summary]) -> dict[str, Any]:
     found: dict[str, Any] = {
         key: " | ".join(dict.fromkeys(s[key] for s in summaries)) for key in ORIGINS
     }
+    beyond = max(s["context_tokens_beyond_profile"] for s in summaries)
+    if beyond:
+        found["latency_origin"] += f"; extrapolated to {beyond:,} cached tokens in a step"
     notes = dict.fromkeys(note for s in summaries for note in s["traffic_notes"])
     shared = [note for note in notes if all(note in s["traffic_notes"] for s in summaries)]
     methods = sorted({n.split()[0] for n in notes if n not in shared and n.split()[0] in METHODS})

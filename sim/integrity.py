@@ -1,8 +1,8 @@
 """Invariants that hold whatever the policy, the traffic or the failures: ``check_integrity``.
 
 Of every finished run: no request lost or served twice, tokens conserved between requests, steps
-and outcomes, the clock monotone, Little's law. Of a replica between steps (``--check``): rows, slots,
-blocks and queue agree, KV within capacity.
+and outcomes, the clock monotone, Little's law. Of a replica between steps (``--check``): rows,
+slots, blocks and queue agree, KV within capacity.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from typing import Any
 import pandas as pd
 
 from sim import options
+from sim.show import origins
 
 Event = dict[str, Any]
 
@@ -93,7 +94,8 @@ def write(run: Path, out: Path, policy: str, limit: int) -> int:
     """Write the trace of one policy of a run folder; returns the number of events."""
     if not (run / "summary.json").is_file():
         raise ValueError(f"{run}: not a run folder, it has no summary.json")
-    known = list(json.loads((run / "summary.json").read_text())["policies"])
+    document = json.loads((run / "summary.json").read_text())
+    known = list(document["policies"])
     if policy and policy not in known:
         raise ValueError(f"{run} has no policy {policy!r}; it has: {', '.join(known)}")
     chosen = [("policy", "==", policy or known[0])]
@@ -101,7 +103,9 @@ def write(run: Path, out: Path, policy: str, limit: int) -> int:
     steps = pd.read_parquet(run / "steps.parquet", filters=chosen)
     found = list(events(requests, steps, limit))
     part = out.with_name(out.name + ".part")
-    part.write_text(json.dumps({"traceEvents": found, "displayTimeUnit": "ms"}, default=float))
+    about = {"policy": policy or known[0], "origins": origins(document).splitlines()}
+    trace = {"traceEvents": found, "displayTimeUnit": "ms", "otherData": about}
+    part.write_text(json.dumps(trace, default=float))
     part.replace(out)
     return len(found)
 

@@ -46,7 +46,9 @@ def test_trace_covers_every_step(folders: Path, tmp_path: Path) -> None:
     out = tmp_path / "trace.json"
     words = ["trace-out", str(folders / "run"), "--out", str(out), "--policy", "confidence"]
     assert lab.main(words) == 0
-    events = json.loads(out.read_text())["traceEvents"]
+    trace = json.loads(out.read_text())
+    assert trace["otherData"]["origins"][0].startswith("acceptance: tiny, synthetic")
+    events = trace["traceEvents"]
     steps = pd.read_parquet(folders / "run" / "steps.parquet")
     steps = steps[steps["policy"] == "confidence"]
     drawn = [
