@@ -16,7 +16,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from policies.base import Ints, Policy, VerifyPlan, VerifyState
+from policies.base import Floats, Ints, Policy, VerifyPlan, VerifyState
 from policies.order import best_budget
 from policies.registry import register
 from policies.select import survivals, top_budget
@@ -45,16 +45,21 @@ class Oracle(Policy):
             raise ValueError("policy 'oracle' needs true accepted lengths: only a replay has them")
         useful = np.minimum(state.drafted, state.true_accepted)
         budget, _ = self._best(state, useful)
-        if state.other_tokens == useful.size:
-            plain = state.sampling_requests / state.cost.verify_curve_s(state.other_tokens, 1)[0]
-            self.first_draft = self.gamma * (self._best(state, state.true_accepted)[1] > plain)
+        plain = state.sampling_requests / self._seconds(state, 1)[0]
+        self.first_draft = self.gamma * (self._best(state, state.true_accepted)[1] > plain)
         survival = survivals(np.ones(state.current.shape), useful)
         lengths = top_budget(survival, useful, budget)
         return VerifyPlan(lengths, np.full(useful.size, self.first_draft))
 
     def _best(self, state: VerifyState, useful: Ints) -> tuple[int, float]:
         """Best budget and its tokens per second when ``useful`` [R] drafts would be accepted."""
-        cost, total = state.cost, int(useful.sum())
-        verify_s = cost.verify_curve_s(state.other_tokens, total + 1)
-        fixed_s = cost.draft_time_s(useful.size)
-        return best_budget(np.ones(total), state.sampling_requests, fixed_s, verify_s)
+        verify_s = self._seconds(state, int(useful.sum()) + 1)
+        draft_s = state.cost.draft_time_s(useful.size)
+        ones = np.ones(verify_s.size - 1)
+        return best_budget(ones, state.sampling_requests, draft_s, verify_s)
+
+    def _seconds(self, state: VerifyState, count: int) -> Floats:
+        """The target pass at 0, 1, ... drafts; a bound is told what contexts cost."""
+        context_s = state.cost.context_s * float(state.context_tokens.sum())
+        seconds: Floats = state.cost.verify_curve_s(state.other_tokens, count) + context_s
+        return seconds

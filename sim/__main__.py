@@ -5,6 +5,7 @@ compare    policies in pairs over replications, with 95 % intervals
 frontier   throughput against tok/s/user by concurrency
 capacity   largest load that still meets the SLO
 sweep      a grid or Latin hypercube over any option
+league     every policy over scenarios, loads and bundles, ranked (python -m sim.league)
 report     one self-contained HTML page of runs and experiments
 trace-out  a run folder as a Chrome/Perfetto trace
 replay     a live run's policy over recorded anchors (python -m sim.replay)
@@ -23,6 +24,7 @@ VERBS = {
     "frontier": "sim.verbs",
     "capacity": "sim.verbs",
     "sweep": "sim.verbs",
+    "league": "sim.league",
     "report": "sim.report",
     "trace-out": "sim.trace_out",
     "replay": "sim.replay",

@@ -12,7 +12,9 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
+from policies import registry
 from sim import options, setup
+from sim.beliefs import step_error
 from sim.capacity import LOADS, RECORDED
 from sim.metrics import summarize
 from sim.simulate import simulate
@@ -90,7 +92,11 @@ def measure(cell: Cell) -> Summary:
     [(_, name, parameters)] = setup.check_policies([cell.policy], made.traces.gamma)
     work = workload(cell.words, cell.seed)
     records = simulate(made.traces, made.latency, work, name, made.config, cell.seed, **parameters)
+    believed = made.latency.cost_table(
+        registry.create(name, made.traces.gamma, **parameters).cost_rule
+    )
     return summarize(records, made.slos) | {
+        "believed_step": step_error(records.steps, believed),
         "policy": cell.policy,
         "seed": cell.seed,
         "load_rps": load_rps(cell.words),

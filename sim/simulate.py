@@ -90,7 +90,7 @@ def simulate(
         world,
         workload,
         policies,
-        [latency.cost_table(p.cost_rule) for p in policies],
+        [latency.cost_table(p.cost_rule, context_aware=p.analysis_only) for p in policies],
         ROUTERS[config.router](workload, routing),
         engines,
         concurrency=concurrency,
