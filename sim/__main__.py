@@ -6,6 +6,7 @@ frontier   throughput against tok/s/user by concurrency
 capacity   largest load that still meets the SLO
 sweep      a grid or Latin hypercube over any option
 league     every policy over scenarios, loads and bundles, ranked (python -m sim.league)
+robustness policies under lag, miscalibration, wrong tables, drift (python -m sim.robustness)
 report     one self-contained HTML page of runs and experiments
 trace-out  a run folder as a Chrome/Perfetto trace
 replay     a live run's policy over recorded anchors (python -m sim.replay)
@@ -25,6 +26,7 @@ VERBS = {
     "capacity": "sim.verbs",
     "sweep": "sim.verbs",
     "league": "sim.league",
+    "robustness": "sim.robustness",
     "report": "sim.report",
     "trace-out": "sim.trace_out",
     "replay": "sim.replay",

@@ -44,6 +44,7 @@ def setting_parser(prog: str = "python -m sim.run") -> options.Parser:
     options.add_load(made)
     options.add_world(made)
     options.add_deployment(made)
+    options.add_distortions(made)
     return made
 
 

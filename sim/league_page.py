@@ -34,7 +34,7 @@ comparisons about one in forty of truly equal pairs is called better by chance.
 
 Loads are shares of what `none` sustains (low 0.3, medium 0.6, high 0.9, overload 1.2); in
 `agentic`, a closed loop, users, as shares of the batch cap. Service targets: the first token
-within {ttft:.0f} times the time of a lone target pass, later ones within {tpot:.0f} times. `oracle` and
+within {ttft:.0f} times a lone target pass, later ones within {tpot:.0f} times. `oracle` and
 `oracle-static` are bounds; policies marked * are not lossless ([lossless.md](lossless.md)).
 """
 

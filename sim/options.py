@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 
 from policies import registry
+from policies.cost import RULES
 from sim import slo
 from sim.capacity import LOADS, RECORDED
 from sim.group import Outage
@@ -118,7 +119,8 @@ def add_world(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument(
         "--latency", default="", metavar="NAME|FOLDER",
-        help="bundle whose step times are used, or published:NAME; empty: those of --bundle",
+        help="bundle whose step times are used, published:NAME or synthetic:dense|moe|coarse;"
+        " empty: those of --bundle",
     )  # fmt: skip
     group.add_argument(
         "--temperature", type=float, default=None, metavar="T",
@@ -142,6 +144,27 @@ def add_world(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument("--requests", type=whole(1), default=2000, help="requests in the run")
     group.add_argument("--seed", type=whole(0), default=0, help="seed of everything random")
+
+
+def add_distortions(parser: argparse.ArgumentParser) -> None:
+    """What may be wrong with the drafter and with what an engine believes."""
+    group = parser.add_argument_group("distortions")
+    group.add_argument(
+        "--confidence-temperature", type=positive, default=1.0, metavar="T",
+        help="divide the confidences' logits by T: below 1 too sure, above 1 too timid",
+    )  # fmt: skip
+    group.add_argument(
+        "--drift", type=float, default=0.0, metavar="P",
+        help="from half of the requests on, each right draft is wrong with this chance",
+    )  # fmt: skip
+    group.add_argument(
+        "--lookup", choices=("", *RULES), default="",
+        help="rule by which every policy's cost table is looked up; empty: each its own",
+    )  # fmt: skip
+    group.add_argument(
+        "--profiled-context", type=float, default=0.0, metavar="TOKENS",
+        help="cached tokens per request at which the cost tables were profiled",
+    )  # fmt: skip
 
 
 def add_deployment(parser: argparse.ArgumentParser) -> None:

@@ -36,6 +36,7 @@ def parser() -> options.Parser:
     options.add_load(made)
     options.add_world(made)
     options.add_deployment(made)
+    options.add_distortions(made)
     group = made.add_argument_group("output")
     group.add_argument(
         "--out", type=Path, default=None, metavar="FOLDER",

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gpu_traces.bundle import Bundle, default_bundle, read_bundle
+from gpu_traces.distort import miscalibrated, with_stale_copy
 from gpu_traces.fit import fit_latency
 from gpu_traces.latency import LatencyModel
 from gpu_traces.published import published_latency, published_traces
 from gpu_traces.schema import AcceptanceTraces
+from gpu_traces.shapes import machine
 from policies import registry
 from policies.export import Calibrated
 from sim.binding import bind
@@ -31,6 +33,7 @@ from sim.world import EngineConfig
 DEFAULT_MAX_REQUESTS = 256
 DEFAULT_STEP_TOKENS = 8192
 PUBLISHED = "published:"
+SYNTHETIC = "synthetic:"
 OWN = "bundle"
 """The scenario of the bundle's own prompts and answers."""
 
@@ -53,6 +56,8 @@ class Setup:
     method: Method = "time_scale"
     """How a scenario or file is brought to another rate."""
     slos: Slos = DEFAULTS
+    drifts: bool = False
+    """Whether the later half of the requests replays the stale copies in ``traces``."""
 
     @property
     def closed(self) -> bool:
@@ -78,7 +83,8 @@ class Setup:
                 table = generate(self.scenario, self.requests, traffic, rate_rps, self.method)
         else:
             table = self._recorded(rate_rps, entropy)
-        return bind(table, self.traces, binding)
+        bound = bind(table, self.traces, binding)
+        return _drifting(bound, self.traces) if self.drifts else bound
 
     @property
     def users(self) -> int:
@@ -106,6 +112,17 @@ class Setup:
         return capacity_rps(self.traces, self.latency, body, self.config, self.seed)
 
 
+def _drifting(workload: Workload, traces: AcceptanceTraces) -> Workload:
+    """The later half of the requests on the stale copies, which follow the responses they copy."""
+    late = np.arange(workload.requests) >= workload.requests // 2
+    copies, domains = traces.responses // 2, len(traces.domains) // 2
+    return replace(
+        workload,
+        response=workload.response % copies + late * copies,
+        domain=workload.domain % domains + late * domains,
+    )
+
+
 def build(args: argparse.Namespace) -> Setup:
     """Load and check what the options name; raises ValueError with one line."""
     bundle: Bundle | None = None
@@ -121,6 +138,14 @@ def build(args: argparse.Namespace) -> Setup:
             Calibrated(e.temperature, e.scales, e.bias) for e in bundle.manifest.calibration
         )
         hashes = {file: info.sha256 for file, info in bundle.manifest.files.items()}
+    if not 0 <= args.drift < 1:
+        raise ValueError(f"--drift {args.drift:g} must lie in 0..1, 1 excluded")
+    if args.drift and args.scenario == OWN:
+        raise ValueError("--drift needs a scenario or file; the bundle's own prompts cannot drift")
+    if args.confidence_temperature != 1.0:
+        traces = miscalibrated(traces, args.confidence_temperature)
+    if args.drift:
+        traces = with_stale_copy(traces, args.drift)
     latency = load_latency(args.latency, bundle, traces.gamma)
     config = _config(args, traces, latency)
     if args.extrapolate:
@@ -138,6 +163,7 @@ def build(args: argparse.Namespace) -> Setup:
         calibration=calibration,
         method=args.rate_method,
         slos=args.slo,
+        drifts=args.drift > 0,
     )
     if made.closed and not args.concurrency:
         raise ValueError(f"--scenario {made.scenario} is a closed loop; give --concurrency USERS")
@@ -148,6 +174,8 @@ def load_latency(name: str, acceptance: Bundle | None, gamma: int) -> LatencyMod
     """The step-time model of a bundle (empty name: the one whose acceptance is replayed)."""
     if name.startswith(PUBLISHED):
         return published_latency(name.removeprefix(PUBLISHED), gamma)
+    if name.startswith(SYNTHETIC):
+        return machine(name.removeprefix(SYNTHETIC), gamma)
     if not name and acceptance is None:
         raise ValueError("published traces have no step times; give --latency")
     bundle = read_bundle(name) if name else acceptance
@@ -194,6 +222,8 @@ def _config(
         mtbf_s=args.mtbf,
         mttr_s=args.mttr,
         retries=args.retries,
+        lookup=args.lookup,
+        profiled_context=args.profiled_context,
         engine=engine,
     )
 

@@ -11,6 +11,8 @@ import simpy
 from gpu_traces.latency import LatencyModel
 from gpu_traces.schema import AcceptanceTraces
 from policies import registry
+from policies.base import Policy
+from policies.cost import CostTable
 from sim.cluster import Cluster
 from sim.group import Outage, random_outages
 from sim.integrity import check_integrity, check_replica
@@ -51,6 +53,10 @@ class ClusterConfig:
     """Mean seconds that a randomly failed group stays down."""
     retries: int = 3
     """Replicas that a running request may lose before it is reported failed."""
+    lookup: str = ""
+    """Rule by which every policy's cost table is looked up; empty: each policy's own."""
+    profiled_context: float = 0.0
+    """Cached tokens per request at which the cost tables were profiled."""
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     def all_outages(self, until_s: float, seed: np.random.SeedSequence) -> tuple[Outage, ...]:
@@ -90,7 +96,7 @@ def simulate(
         world,
         workload,
         policies,
-        [latency.cost_table(p.cost_rule, context_aware=p.analysis_only) for p in policies],
+        [_belief(latency, p, config) for p in policies],
         ROUTERS[config.router](workload, routing),
         engines,
         concurrency=concurrency,
@@ -108,6 +114,15 @@ def simulate(
     records = collect(world, workload, cluster.replicas, _verdict(waiting, cluster, horizon_s))
     check_integrity(records)
     return records
+
+
+def _belief(latency: LatencyModel, policy: Policy, config: ClusterConfig) -> CostTable:
+    """The table that an engine hands this policy; a bound is told what contexts cost too."""
+    return latency.cost_table(
+        config.lookup or policy.cost_rule,
+        context_tokens=config.profiled_context,
+        context_aware=policy.analysis_only,
+    )
 
 
 def _run(
