@@ -180,7 +180,12 @@ class LatencyModel:
         return grid
 
     def _lookup(self, sizes: npt.NDArray[np.int64], seconds: Floats, rule: str) -> Floats:
-        """Dense seconds by rule; ceil is linear beyond the capture limit and jumps there (vLLM)."""
+        """Dense seconds by rule; ceil is linear beyond the capture limit and jumps there (vLLM).
+
+        Without captured graphs no size is padded, and stairs are linear.
+        """
+        if rule == "stairs" and not self.captured_sizes:
+            rule = "linear"
         dense = densify(sizes, seconds, rule, self.max_tokens)
         limit = max(self.captured_sizes, default=self.max_tokens)
         outside = sizes > limit

@@ -73,6 +73,18 @@ def test_range_is_refused_with_the_numbers_or_marked() -> None:
     assert world.extrapolated(10, 10) is world
 
 
+def test_stairs_belief_is_the_world_at_captured_sizes() -> None:
+    """Every size up to the capture limit costs what it does, the dip at 96 tokens included."""
+    world = stairs_world()
+    belief = world.cost_table("stairs")
+    np.testing.assert_allclose(belief.verify_s[1:129], world.verify_s[1:129] + world.overhead_s)
+    assert belief.verify_s[96] < belief.verify_s[64]
+    eager = replace(world, captured_sizes=())
+    np.testing.assert_array_equal(
+        eager.cost_table("stairs").verify_s, eager.cost_table("linear").verify_s
+    )
+
+
 def test_ceil_belief_is_the_running_maximum_of_the_world() -> None:
     """vLLM rounds up: inside the captured sizes it holds the world, dips filled in."""
     world = stairs_world()
