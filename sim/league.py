@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from policies import registry
-from sim import cells, league_page, options, setup
+from sim import cells, farm, league_page, options, setup
 from sim.capacity import LOADS
 from sim.cells import Cell, Summary
 from sim.experiments import Runner, value
@@ -165,7 +165,7 @@ def league(args: argparse.Namespace) -> Document:
     gammas = {s: cells.world(s.words)[1].traces.gamma for s in settings}
     setup.check_policies(args.policy, min(gammas.values()))
     seeds = [args.base_seed + k for k in range(args.replications)]
-    run = Runner(cells.Store(args.out / "cells.jsonl"), args.jobs)
+    run = Runner(farm.Store(args.out / "cells.jsonl"), args.jobs)
     static = _best_static(settings, gammas, seeds[0], run) if STATIC in args.policy else {}
     plan = [
         Cell(s.words, static[s] if policy == STATIC else policy, seed)

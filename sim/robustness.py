@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from sim import cells, options
+from sim import farm, options
 from sim.cells import Cell
 from sim.experiments import Runner, value
 from sim.folder import provenance
@@ -222,7 +222,7 @@ def robustness(args: argparse.Namespace) -> Document:
         for seed in seeds
         for policy in matrix.rows
     ]
-    run = Runner(cells.Store(args.out / "cells.jsonl"), args.jobs)
+    run = Runner(farm.Store(args.out / "cells.jsonl"), args.jobs)
     found = dict(zip(plan, run(plan), strict=True))
     return {
         "seeds": seeds,
