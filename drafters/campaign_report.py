@@ -16,6 +16,7 @@ import pandas as pd
 
 from drafters.calibrate import calibrate_bundle
 from drafters.campaign_check import bundle_folders
+from drafters.comparison import markdown
 from drafters.errors import UserError
 from drafters.measures import accepted_lengths, conditional_acceptance, round_latency
 from gpu_traces.bundle import Bundle, read_bundle
@@ -178,13 +179,6 @@ def _live(bundles: list[Bundle]) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
-
-
-def markdown(table: pd.DataFrame) -> str:
-    """A table as Markdown."""
-    rows = [[str(c) for c in table.columns], ["---"] * table.shape[1]]
-    rows += [[str(v) for v in row] for row in table.itertuples(index=False)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 # --- plots ---

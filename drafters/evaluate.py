@@ -19,8 +19,9 @@ import pandas as pd
 
 from drafters import figures, measures
 from drafters.calibrate import calibrate_bundle
-from drafters.errors import UserError
-from gpu_traces.bundle import Bundle, BundleError, read_bundle
+from drafters.comparison import report
+from drafters.errors import UserError, exit_code
+from gpu_traces.bundle import Bundle, read_bundle
 
 MEASURES: dict[str, Callable[[Bundle], pd.DataFrame]] = {
     "accepted_length": measures.accepted_lengths,
@@ -42,8 +43,7 @@ def evaluate(bundles: list[Bundle]) -> dict[str, pd.DataFrame]:
         )
     parts: dict[str, list[pd.DataFrame]] = {name: [] for name in MEASURES}
     parts |= {"calibration": [], "reliability": [], "round_latency": []}
-    for bundle in bundles:
-        label = f"{bundle.manifest.drafter} ({bundle.name})"
+    for label, bundle in zip(labels(bundles), bundles, strict=True):
         for temperature in bundle.manifest.temperatures:
             part = read_bundle(bundle.folder, temperature)
             for name, measure in MEASURES.items():
@@ -56,6 +56,15 @@ def evaluate(bundles: list[Bundle]) -> dict[str, pd.DataFrame]:
     return {name: pd.concat(each, ignore_index=True) for name, each in parts.items() if each}
 
 
+def labels(bundles: list[Bundle]) -> list[str]:
+    """A name for each: its drafter's, with the bundle's behind it where drafters repeat."""
+    drafters = [bundle.manifest.drafter for bundle in bundles]
+    return [
+        name if drafters.count(name) == 1 else f"{name} ({bundle.name})"
+        for name, bundle in zip(drafters, bundles, strict=True)
+    ]
+
+
 def _labelled(table: pd.DataFrame, drafter: str, temperature: float | None = None) -> pd.DataFrame:
     if temperature is not None:
         table = table.assign(temperature=temperature)
@@ -65,73 +74,15 @@ def _labelled(table: pd.DataFrame, drafter: str, temperature: float | None = Non
     ]
 
 
-def report(tables: dict[str, pd.DataFrame], bundles: list[Bundle]) -> str:
-    """The Markdown report: Table 1, conditional acceptance, calibration, latency."""
-    origins = "\n".join(f"- {b.manifest.drafter} ({b.name}): {b.manifest.origin}" for b in bundles)
-    lines = [
-        "# Drafters compared",
-        origins,
-        "## Tokens per round (bonus included), with 95 % intervals",
-        markdown(table_one(tables["accepted_length"])),
-        "## Conditional acceptance by draft position",
-        markdown(by_position(tables["conditional_acceptance"])),
-        "## Calibration error of the prefix survival, mean over positions",
-        markdown(calibration_means(tables["calibration"])),
-    ]
-    if "round_latency" in tables:
-        lines += ["## Time per round, ms", markdown(tables["round_latency"].round(3))]
-    return "\n\n".join(lines) + "\n"
-
-
-def table_one(accepted: pd.DataFrame) -> pd.DataFrame:
-    """Rows: drafter and temperature; columns: datasets grouped by domain, domain means, all."""
-    text = accepted.assign(
-        column=[
-            domain if dataset == "all" else f"{domain}: {dataset}"
-            for domain, dataset in zip(accepted["domain"], accepted["dataset"], strict=True)
-        ],
-        value=[
-            f"{mean:.2f} ± {half:.2f}"
-            for mean, half in zip(accepted["tokens_per_round"], accepted["half_width"], strict=True)
-        ],
-    )
-    order = sorted(
-        text["column"].unique(), key=lambda c: (c == "all", c.split(":")[0], ":" not in c)
-    )
-    wide = text.pivot(index=["drafter", "temperature"], columns="column", values="value")
-    return wide[order].fillna("").rename_axis(columns=None).reset_index()
-
-
-def by_position(conditional: pd.DataFrame) -> pd.DataFrame:
-    """Conditional acceptance, one column per draft position."""
-    wide = conditional.pivot(
-        index=["drafter", "temperature", "domain"], columns="position", values="conditional"
-    )
-    return wide.round(3).rename_axis(columns=None).reset_index()
-
-
-def calibration_means(scores: pd.DataFrame) -> pd.DataFrame:
-    """ECE, AUC and Brier averaged over positions."""
-    keys = ["drafter", "temperature", "method"]
-    return scores.groupby(keys, sort=False)[["ece", "auc", "brier"]].mean().round(4).reset_index()
-
-
-def markdown(table: pd.DataFrame) -> str:
-    """A table as Markdown."""
-    rows = [[str(c) for c in table.columns], ["---"] * table.shape[1]]
-    rows += [[str(v) for v in row] for row in table.itertuples(index=False)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-
-
-def write(tables: dict[str, pd.DataFrame], bundles: list[Bundle], out: Path) -> None:
-    """All files of one evaluation, each by rename."""
+def write(tables: dict[str, pd.DataFrame], text: str, out: Path) -> None:
+    """All files of one evaluation, each by rename; ``text`` is the report."""
     out.mkdir(parents=True, exist_ok=True)
     drawn = figures.draw(tables)
     texts = {f"{name}.csv": table.to_csv(index=False) for name, table in tables.items()}
-    texts |= {"report.md": report(tables, bundles), "report.html": figures.page(drawn)}
-    for name, text in texts.items():
+    texts |= {"report.md": text, "report.html": figures.page(drawn)}
+    for name, content in texts.items():
         temporary = out / f"{name}.tmp"
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(content, encoding="utf-8")
         os.replace(temporary, out / name)
     if find_spec("kaleido"):
         for name, figure in drawn.items():
@@ -145,18 +96,23 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
+def run(args: argparse.Namespace) -> None:
+    """Evaluate, write, print."""
+    bundles = [read_bundle(name) for name in args.bundles]
+    tables = evaluate(bundles)
+    origins = {
+        label: f"{bundle.name}, {bundle.manifest.origin}"
+        for label, bundle in zip(labels(bundles), bundles, strict=True)
+    }
+    text = report(tables, origins)
+    if args.out:
+        write(tables, text, args.out)
+    print(text)
+
+
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    try:
-        bundles = [read_bundle(name) for name in args.bundles]
-        tables = evaluate(bundles)
-        if args.out:
-            write(tables, bundles, args.out)
-    except (UserError, BundleError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(report(tables, bundles))
-    return 0
+    return exit_code(lambda: run(args), "stopped; nothing was written")
 
 
 if __name__ == "__main__":

@@ -65,10 +65,14 @@ def _ratio(part: pd.DataFrame) -> dict[str, float]:
 def accepted_lengths(bundle: Bundle) -> pd.DataFrame:
     """Tokens per round by domain and dataset, per domain, and over all (the paper's Table 1)."""
     rounds = played(bundle)
-    parts = [summarise(rounds, ["domain", "dataset"])]
-    parts.append(summarise(rounds, ["domain"]).assign(dataset="all"))
-    parts.append(summarise(rounds.assign(domain="all"), ["domain"]).assign(dataset="all"))
+    parts = [summarise(rounds, ["domain", "dataset"]), _by_domain(rounds).assign(dataset="all")]
     return pd.concat(parts, ignore_index=True)
+
+
+def _by_domain(rounds: pd.DataFrame) -> pd.DataFrame:
+    """``summarise`` per domain, then over all of them."""
+    every = summarise(rounds.assign(domain="all"), ["domain"])
+    return pd.concat([summarise(rounds, ["domain"]), every], ignore_index=True)
 
 
 def conditional_acceptance(bundle: Bundle) -> pd.DataFrame:
@@ -79,13 +83,13 @@ def conditional_acceptance(bundle: Bundle) -> pd.DataFrame:
 def threshold_sweep(bundle: Bundle) -> pd.DataFrame:
     """Static thresholds on each position's own (conditional) confidence (Fig. 5).
 
-    A block is cut before the first position under the threshold. Per domain: tokens_per_round,
-    ``rejected`` drafts per round, and ``rate`` = tokens / (tokens + rejected).
+    A block is cut before the first position under the threshold. Per domain and over all:
+    tokens_per_round, ``rejected`` drafts per round, and ``rate`` = tokens / (tokens + rejected).
     """
     parts = []
     for threshold in THRESHOLDS:
         kept = (bundle.traces.confidence >= threshold).cumprod(1).sum(1)
-        table = summarise(played(bundle, kept), ["domain"])
+        table = _by_domain(played(bundle, kept))
         rejected = np.maximum(table["verified_per_round"] + 1 - table["tokens_per_round"], 0)
         rate = table["tokens_per_round"] / (table["tokens_per_round"] + rejected)
         parts.append(table.assign(threshold=threshold, rejected=rejected, rate=rate))
@@ -93,9 +97,9 @@ def threshold_sweep(bundle: Bundle) -> pd.DataFrame:
 
 
 def length_sweep(bundle: Bundle) -> pd.DataFrame:
-    """Tokens per round by domain when the first 1..gamma drafts are verified (Fig. 4)."""
+    """Tokens per round by domain and over all, 1..gamma drafts verified (Fig. 4)."""
     lengths = range(1, bundle.traces.gamma + 1)
-    parts = [summarise(played(bundle, n), ["domain"]).assign(draft_length=n) for n in lengths]
+    parts = [_by_domain(played(bundle, n)).assign(draft_length=n) for n in lengths]
     return pd.concat(parts, ignore_index=True)
 
 

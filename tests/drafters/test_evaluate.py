@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from drafters import evaluate, measures
+from drafters import comparison, evaluate, measures
 from gpu_traces.bundle import Bundle, read_bundle
 from gpu_traces.schema import AcceptanceTraces
 from gpu_traces.synthetic import synthetic_bundle, synthetic_traces
@@ -58,7 +58,8 @@ def test_rounds_by_hand(bundle: Bundle) -> None:
 
 
 def test_threshold_by_hand(bundle: Bundle) -> None:
-    table = measures.threshold_sweep(bundle).set_index("threshold").loc[0.5]
+    sweep = measures.threshold_sweep(bundle)
+    table = sweep[sweep["domain"] == "math"].set_index("threshold").loc[0.5]
     assert table["rounds"] == 3
     assert table["tokens_per_round"] == pytest.approx(5 / 3)
     assert table["verified_per_round"] == pytest.approx(1.0)
@@ -67,8 +68,8 @@ def test_threshold_by_hand(bundle: Bundle) -> None:
 
 
 def test_lengths_by_hand(bundle: Bundle) -> None:
-    table = measures.length_sweep(bundle)
-    assert table["tokens_per_round"].tolist() == [pytest.approx(5 / 3), 2.5]
+    for _, table in measures.length_sweep(bundle).groupby("domain"):  # the domain, and all
+        assert table["tokens_per_round"].tolist() == [pytest.approx(5 / 3), 2.5]
 
 
 def test_conditional_by_hand(bundle: Bundle) -> None:
@@ -104,10 +105,45 @@ def test_command_writes_tables_and_figures(
     assert "## Tokens per round" in text
     assert (out / "report.md").read_text().strip() == text.strip()
     accepted = pd.read_csv(out / "accepted_length.csv")
+    assert accepted["drafter"].unique().tolist() == ["synthetic (one)", "synthetic (two)"]
     overall = accepted.query("domain == 'all'")
     assert len(overall) == 2
     assert overall["tokens_per_round"].between(1, 4).all()
     page = (out / "report.html").read_text()
-    assert all(title in page for title in ("Conditional acceptance", "Reliability", "Verified"))
+    titles = ("Conditional acceptance", "Reliability", "Verified", "Time of a full-length round")
+    assert all(title in page for title in titles)
     assert evaluate.main([folders[0], folders[0]]) == 2
     assert "names repeat" in capsys.readouterr().err
+
+
+def told(**columns: list[object]) -> pd.DataFrame:
+    return comparison.in_order(pd.DataFrame(columns))
+
+
+def test_tables_keep_the_given_order_and_hide_what_is_too_few() -> None:
+    """Drafters and domains as they came; a position that 19 blocks reached is a dash."""
+    table = comparison.by_position(
+        told(
+            domain=["math", "math", "code", "code"],
+            drafter=["b", "a", "b", "a"],
+            position=[1] * 4,
+            conditional=[0.5, 0.25, 0.75, 1.0],
+            reached=[20, 30, 99, 19],
+        )
+    )
+    text = comparison.markdown(table).splitlines()[2:]
+    assert text == [
+        "| math | b | 0.500 |", "| math | a | 0.250 |", "| code | b | 0.750 |", "| code | a | - |"
+    ]  # fmt: skip
+
+
+def test_shorter_blocks_leave_dashes() -> None:
+    sweep = told(
+        drafter=["long", "long", "short"],
+        domain=["all"] * 3,
+        draft_length=[1, 2, 1],
+        tokens_per_round=[1.5, 2.0, 1.25],
+    )
+    rows = comparison.markdown(comparison.by_length(sweep)).splitlines()
+    assert rows == ["| drafter | 1 | 2 |", "| --- | --- | --- |", "| long | 1.50 | 2.00 |",
+                    "| short | 1.25 | - |"]  # fmt: skip
