@@ -6,6 +6,7 @@ answers), atoms (a fixed system prompt) and a long tail in some twenty numbers.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,3 +55,9 @@ def fit(sample: Floats, levels: tuple[float, ...] = LEVELS, digits: int = 4) -> 
     """The curve through a sample's own quantiles, to ``digits`` significant digits."""
     quantiles = np.quantile(sample, levels)
     return QuantileCurve(tuple(float(f"{q:.{digits}g}") for q in np.maximum(quantiles, 1)), levels)
+
+
+def rounded(values: Sequence[float] | Floats, digits: int) -> list[float]:
+    """Values to ``digits`` significant digits; whole ones as integers, for short files."""
+    short = (float(f"{value:.{digits}g}") for value in values)
+    return [int(value) if value.is_integer() else value for value in short]

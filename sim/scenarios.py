@@ -1,8 +1,8 @@
 """The named traffic scenarios: ``generate("azure-conv", 100_000, seed)`` gives a request table.
 
-Arrival parameters were matched by hand to the counts per 1, 10 and 60 s and the gaps of the public
-traces (``docs/traffic.md`` shows how close); length curves, hourly rates and session figures are in
-``data/scenarios.json``. Assumed, since no public trace states them: domains and service classes.
+All numbers are in ``data/scenarios.json``, written by ``sim.refit`` from the public traces
+(``docs/traffic.md`` shows how close generated traffic comes). Assumed, since no public trace states
+them: domains and service classes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from sim.streams import (
 )
 
 HOUR_S = 3600.0
-AZURE_CONV_RPS = 5.53
+ON_OFF = ("on_s", "on_cv", "off_s", "off_cv")
 CHAT: Mix = {"chat": 0.6, "instruction": 0.3, "math": 0.05, "code": 0.05}
 CODE: Mix = {"code": 1.0}
 AGENT: Mix = {"code": 0.8, "instruction": 0.2}
@@ -44,22 +44,22 @@ SPLITWISE = "the Azure LLM inference trace 2023 (CC-BY-4.0; Splitwise, ISCA 2024
 
 def azure_conv() -> Scenario:
     """Chat, near Poisson inside a minute, drifting over the hour; answers in two humps."""
-    drift = Modulated(AZURE_CONV_RPS, ((0.25, 800.0), (0.2, 0.8)))
-    return _single("azure-conv", azure_conv.__doc__, SPLITWISE, drift, CHAT, "azure-conv")
+    arrivals = _modulated("azure-conv")
+    return _single("azure-conv", azure_conv.__doc__, SPLITWISE, arrivals, CHAT, "azure-conv")
 
 
 def azure_code() -> Scenario:
     """Code completion in bursts with long silences; half the answers have 13 tokens or fewer."""
-    burst = Modulated(9.1, ((0.65, 6.0), (0.45, 0.5)), gap_cv=1.3)
-    arrivals = OnOff(burst, on_s=20.0, on_cv=0.7, off_s=50.5, off_cv=1.2)
+    lasting = {key: _fits()["azure-code"]["arrivals"][key] for key in ON_OFF}
+    arrivals = OnOff(_modulated("azure-code"), **lasting)
     return _single("azure-code", azure_code.__doc__, SPLITWISE, arrivals, CODE, "azure-code")
 
 
 def mooncake_conv() -> Scenario:
     """Long-context chat, near Poisson, a third of the input reusable from a prefix cache."""
-    drift = Modulated(3.4, ((0.11, 700.0), (0.11, 10.0)))
+    arrivals = _modulated("mooncake-conv")
     source = "the Mooncake conversation trace (Apache-2.0; FAST 2025)"
-    return _single("mooncake-conv", mooncake_conv.__doc__, source, drift, CHAT, "mooncake-conv")
+    return _single("mooncake-conv", mooncake_conv.__doc__, source, arrivals, CHAT, "mooncake-conv")
 
 
 def azure_week() -> Scenario:
@@ -127,13 +127,13 @@ def agentic() -> ClosedScenario:
 
 def poisson() -> Scenario:
     """Control: the lengths of azure-conv with Poisson arrivals."""
-    arrivals = Renewal(AZURE_CONV_RPS)
+    arrivals = Renewal(_modulated("azure-conv").rate_rps)
     return _single("poisson", poisson.__doc__, SPLITWISE, arrivals, CHAT, "azure-conv")
 
 
 def gamma() -> Scenario:
     """Control: the lengths of azure-conv with Gamma gaps of CV 3."""
-    arrivals = Renewal(AZURE_CONV_RPS, cv=3.0)
+    arrivals = Renewal(_modulated("azure-conv").rate_rps, cv=3.0)
     return _single("gamma", gamma.__doc__, SPLITWISE, arrivals, CHAT, "azure-conv")
 
 
@@ -192,6 +192,12 @@ def _single(
     prompt, output = _curve(numbers["prompt"]), _curve(numbers["output"])
     stream = Stream(name, arrivals, prompt, output, domains, reuse=reuse)
     return Scenario(name, _first_line(summary), source, (stream,))
+
+
+def _modulated(fit: str) -> Modulated:
+    found = _fits()[fit]["arrivals"]
+    components = tuple((sigma, tau_s) for sigma, tau_s in found["components"])
+    return Modulated(found["rate_rps"], components, found["gap_cv"])
 
 
 def _mostly(domain: str) -> Mix:

@@ -30,6 +30,7 @@ from sim.request_table import RequestTable, clipped, scaled, write_parquet
 from sim.scaling import METHODS
 from sim.scenarios import SCENARIOS, generate, scenario
 from sim.traffic_check import compare
+from sim.traffic_rules import RULES
 from sim.traffic_stats import describe
 
 DEFAULT_REQUESTS = 100_000
@@ -165,16 +166,18 @@ def _convert(args: argparse.Namespace) -> None:
 
 def _check(args: argparse.Namespace) -> None:
     """Print the Markdown table of docs/traffic.md."""
-    print("| scenario | statistic | published | generated | tolerance | within |")
-    print("| --- | --- | ---: | ---: | ---: | --- |")
+    print("| scenario | statistic | published | generated | allowed | within | rule |")
+    print("| --- | --- | ---: | ---: | ---: | --- | --- |")
+    used = set()
     for name in args.scenarios or SCENARIOS:
         for row in compare(name, args.seed).to_dict("records"):
-            relative = row["kind"] == "relative"
-            tolerance = f"{row['tolerance']:.0%}" if relative else f"{row['tolerance']:g}"
-            print(
-                f"| {name} | {row['statistic']} | {_short(row['published'])} "
-                f"| {_short(row['generated'])} | {tolerance} | {'yes' if row['within'] else 'NO'} |"
-            )
+            numbers = (_short(row[key]) for key in ("published", "generated", "allowed"))
+            within = "yes" if row["within"] else "NO"
+            print(f"| {name} | {row['statistic']} | {' | '.join(numbers)} | {within}"
+                  f" | {row['rule']} |")  # fmt: skip
+            used.add(row["rule"])
+    for rule in (name for name in RULES if name in used):
+        print(f"\n{rule}: {RULES[rule].why}.")
 
 
 def _short(value: float) -> str:

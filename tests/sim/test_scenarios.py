@@ -1,9 +1,7 @@
 """Scenarios against the published figures of the traces they stand for, and their own promises.
 
-The figures, with how far generated traffic may be from each, are in
-``sim/data/published_traffic.csv``: lengths within a few percent, arrival statistics within what
-other seeds of the same generator reach (the tolerance is at least four standard deviations over
-seeds from the seeds' mean), so the test fails for a wrong generator, not for an unlucky seed.
+The figures are in ``sim/data/published_traffic.csv``; how far generated traffic may be from each
+follows from rules by kind (``sim.traffic_rules``), not from figure to figure.
 """
 
 from __future__ import annotations
