@@ -23,6 +23,8 @@ from policies.cost import CostTable, densify
 Floats = npt.NDArray[np.float64]
 
 SYNTHETIC = Origin("synthetic", "closed-form step time")
+NO_CONTEXT_LIMIT = 1 << 40
+"""``max_context_tokens`` of a model whose times do not depend on context."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class LatencyModel:
     """Log standard deviation of step noise: a step takes its median times exp(spread * N(0, 1))."""
     captured_sizes: tuple[int, ...] = ()
     """Token counts with a captured graph, ascending; empty when every pass is eager."""
-    max_context_tokens: int = 1 << 40
+    max_context_tokens: int = NO_CONTEXT_LIMIT
     """Most cached tokens (all requests together) that were profiled in one pass."""
 
     def __post_init__(self) -> None:

@@ -189,8 +189,9 @@ def add_deployment(parser: argparse.ArgumentParser) -> None:
         " none: prompts cost nothing",
     )  # fmt: skip
     group.add_argument(
-        "--kv-tokens", type=whole(0), default=default.kv_tokens,
-        help="tokens that one replica's KV cache holds; 0: no limit",
+        "--kv-tokens", type=whole(0), default=None,
+        help="tokens that one replica's KV cache holds; 0: no limit; unset: as many as the latency"
+        " profile covers",
     )  # fmt: skip
     group.add_argument(
         "--prefill-workers", type=whole(0), default=0,

@@ -12,7 +12,7 @@ import numpy as np
 from gpu_traces.bundle import Bundle, default_bundle, read_bundle
 from gpu_traces.distort import miscalibrated, with_stale_copy
 from gpu_traces.fit import fit_latency
-from gpu_traces.latency import LatencyModel
+from gpu_traces.latency import NO_CONTEXT_LIMIT, LatencyModel
 from gpu_traces.published import published_latency, published_traces
 from gpu_traces.schema import AcceptanceTraces
 from gpu_traces.shapes import machine
@@ -203,7 +203,7 @@ def _config(
         max_requests=max_requests,
         max_step_tokens=step_tokens,
         prefill=args.prefill,
-        kv_tokens=args.kv_tokens,
+        kv_tokens=_profiled_kv_tokens(args, latency) if args.kv_tokens is None else args.kv_tokens,
         extrapolate=args.extrapolate,
         spread=not args.no_spread,
         tpot_target_s=tuple(target.tpot_s for target in args.slo),
@@ -226,6 +226,13 @@ def _config(
         profiled_context=args.profiled_context,
         engine=engine,
     )
+
+
+def _profiled_kv_tokens(args: argparse.Namespace, latency: LatencyModel) -> int:
+    """Cached tokens that a step may read by the profile; 0 (no limit) where it knows none."""
+    if args.extrapolate or latency.max_context_tokens >= NO_CONTEXT_LIMIT:
+        return 0
+    return latency.max_context_tokens
 
 
 def load_rps(text: str, capacity: float) -> float | None:
