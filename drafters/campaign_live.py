@@ -27,6 +27,7 @@ import drafters
 from drafters import decode
 from drafters.base import Drafter
 from drafters.campaign_warm import warm
+from drafters.devices import usable
 from drafters.engine import Engine, EngineConfig, make_runner
 from drafters.errors import UserError, exit_code
 from drafters.generate import spread
@@ -63,6 +64,7 @@ class Live:
     """Models, prompts and policies, ready for cells."""
 
     def __init__(self, args: argparse.Namespace) -> None:
+        args.device = usable(args.device)
         self.args = args
         self.target: Target = load_target(args.target, getattr(torch, args.dtype), args.device)
         self.drafter = drafters.load(args.drafter, self.target)

@@ -24,6 +24,7 @@ import torch
 
 import drafters
 from drafters.base import Drafter
+from drafters.devices import usable
 from drafters.engine import Engine, EngineConfig
 from drafters.errors import UserError
 from drafters.generate import spread
@@ -172,6 +173,7 @@ def load_models(args: argparse.Namespace) -> tuple[Target, Drafter | None]:
 def build(args: argparse.Namespace) -> tuple[Engine, Choice, list[Prompt]]:
     """The engine with all requests submitted."""
     check_options(args)
+    args.device = usable(args.device)
     prompts = spread(load_prompts(args.prompts, args.split), args.limit)
     arrivals = read_arrivals(args.arrivals) if args.arrivals else []
     target, drafter = load_models(args)

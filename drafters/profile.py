@@ -23,6 +23,7 @@ import pandas as pd
 import torch
 
 from drafters.base import Drafter, Proposal
+from drafters.devices import usable
 from drafters.engine import Engine, EngineConfig
 from drafters.errors import UserError, exit_code
 from drafters.graphs import next_size, wanted
@@ -313,6 +314,7 @@ def run(args: argparse.Namespace) -> None:
     """Measure, print, write."""
     if args.out.exists() and not args.force:
         raise UserError(f"{args.out} exists; choose another --out or overwrite with --force")
+    args.device = usable(args.device)
     if args.threads:
         torch.set_num_threads(args.threads)
     target, drafter = load_models(args)

@@ -13,6 +13,7 @@ from torch import nn
 from drafters.base import Drafter
 from drafters.checkpoint import FAMILIES
 from drafters.config import DraftConfig
+from drafters.devices import checked
 from drafters.errors import UserError
 from drafters.layers import LayerShape
 from drafters.target import Target
@@ -38,7 +39,8 @@ SHAPES = {
 
 
 def random_target(name: str, dtype: torch.dtype, device: str) -> Target:
-    """A target of a named architecture; UserError lists the names."""
+    """A target of a named architecture; UserError lists the names, or tells of a missing device."""
+    device = checked(device)
     if name not in SHAPES:
         raise UserError(f"unknown shape {name!r}; known: {', '.join(SHAPES)}")
     shape, layers, vocab = SHAPES[name]

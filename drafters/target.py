@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from drafters.batch import Batch, Group
+from drafters.devices import checked
 from drafters.errors import UserError
 from drafters.fetch import MODELS, fetch
 from drafters.layers import DecoderLayer, LayerShape, RMSNorm, attend, rope_table, rotate
@@ -191,8 +192,10 @@ def resolve(name: str) -> str:
 def load_target(name: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Target:
     """Load a target by fetched name, local folder or hub id; weights frozen, in ``dtype``.
 
-    Raises UserError when it cannot be found or its architecture is not Llama or Qwen3.
+    Raises UserError when it cannot be found, its architecture is not Llama or Qwen3, or there is no
+    such device.
     """
+    device = checked(device)
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 

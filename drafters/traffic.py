@@ -11,25 +11,38 @@ import pandas as pd
 from drafters.errors import UserError
 from drafters.prompts import Prompt
 from drafters.request import Request
+from policies.base import Floats
+
+TIMES = ("arrival_s", "Timestamp", "TIMESTAMP")
 
 
 def read_arrivals(path: Path) -> list[float]:
-    """Seconds from the first arrival, of a CSV or Parquet file's column ``arrival_s``."""
+    """Seconds from the first arrival, of a CSV or Parquet file: its column ``arrival_s``, or the
+    time stamps of BurstGPT (``Timestamp``, seconds) or Azure (``TIMESTAMP``, dates)."""
     if not path.is_file():
         raise UserError(f"{path}: no such file; give CSV or Parquet with a column arrival_s")
     try:
         frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not readable as CSV or Parquet ({error})") from None
-    if "arrival_s" not in frame:
+    name = next((name for name in TIMES if name in frame), "")
+    if not name:
         raise UserError(f"{path}: has no column arrival_s; it has {', '.join(frame.columns)}")
-    times = pd.to_numeric(frame["arrival_s"], errors="coerce").to_numpy(dtype=float)
+    times = _seconds(frame[name])
     steps = np.diff(times, prepend=times[:1])
     bad = np.flatnonzero(~(np.isfinite(times) & (steps >= 0)))
     if not times.size or bad.size:
-        where = f"row {bad[0]}: {frame['arrival_s'].iloc[bad[0]]}" if bad.size else "no rows"
-        raise UserError(f"{path}: {where}; arrival_s must be finite seconds, sorted")
+        where = f"row {bad[0]}: {frame[name].iloc[bad[0]]}" if bad.size else "no rows"
+        raise UserError(f"{path}: {where}; {name} must be finite seconds, sorted")
     return [float(t) for t in times - times[0]]
+
+
+def _seconds(column: pd.Series) -> Floats:
+    """Seconds of a column of numbers or dates; NaN where it holds neither."""
+    if column.name != "TIMESTAMP":
+        return pd.to_numeric(column, errors="coerce").to_numpy(dtype=float)
+    dates = pd.to_datetime(column, errors="coerce", format="ISO8601", utc=True)
+    return ((dates - dates.min()) / pd.Timedelta(seconds=1)).to_numpy(dtype=float)
 
 
 def make_requests(

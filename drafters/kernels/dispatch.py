@@ -26,8 +26,10 @@ def backend(device_type: str) -> str:
     if device_type == "cuda" and not missing:
         _log.info("kernels on cuda: Triton")
         return "triton"
-    reason = "Triton is not installed" if device_type == "cuda" else "Triton needs CUDA"
-    _log.info("kernels on %s: plain torch (%s)", device_type, reason)
+    if device_type == "cuda":
+        _log.warning("kernels on cuda: plain torch (Triton is not installed)")
+    else:
+        _log.info("kernels on %s: plain torch (Triton needs CUDA)", device_type)
     return "reference"
 
 

@@ -13,6 +13,7 @@ from drafters.checkpoint import save_drafter
 from drafters.decode import Stop, main, parser, serve
 from drafters.engine import Engine, EngineConfig
 from drafters.errors import UserError
+from drafters.graphs import say_once
 from drafters.request import Request
 from drafters.target import load_target
 from drafters.traffic import read_arrivals
@@ -178,6 +179,40 @@ def test_arrivals_are_read_from_csv_and_parquet(tmp_path: Path) -> None:
     frame.to_parquet(tmp_path / "a.parquet")
     for name in ("a.csv", "a.parquet"):
         assert read_arrivals(tmp_path / name) == [0.0, 0.5, 2.0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Timestamp,Model\n5,a\n5.25,b\n65,c\n",
+        "TIMESTAMP,ContextTokens\n2023-11-16 18:17:03.9799600,1\n2023-11-16 18:17:04.2299600,1\n"
+        "2023-11-16 18:18:03.9799600,1\n",
+    ],
+    ids=["BurstGPT", "Azure"],
+)
+def test_arrivals_are_read_from_published_traces(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.csv").write_text(text)
+    assert read_arrivals(tmp_path / "a.csv") == pytest.approx([0.0, 0.25, 60.0], abs=1e-6)
+
+
+def test_without_cuda_a_run_falls_back_and_says_so_once(
+    home: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    say_once.cache_clear()
+    for name in ("a", "b"):
+        out = tmp_path / name
+        assert main([*arguments(home, out, device="cuda", limit="1"), "--graphs"]) == 0
+        assert read_bundle(out).manifest.hardware
+    assert [record.getMessage() for record in caplog.records] == [
+        "no CUDA device for 'cuda': running on the CPU",
+        "--graphs needs a CUDA device; steps on cpu run eagerly",
+    ]
+    with pytest.raises(UserError, match="sees no CUDA device; give --device cpu"):
+        load_target(str(home / "target"), device="cuda")
 
 
 @pytest.mark.parametrize(
