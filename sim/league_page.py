@@ -277,11 +277,14 @@ def _picture(document: Document, label: str) -> str:
         loads = [c for c in document["cells"] if _place(c) == (label, scenario)]
         shown = [p for p in PICTURED if loads and p in document["policies"]]
         lines = []
+        unit = 1e3 if any(_curve(loads, policy)[1].max(initial=0) > 1e3 for policy in shown) else 1
         for colour, policy in enumerate(shown):
             x, y = _curve(loads, policy)
+            y = y / unit
             lines += [Line(policy, x, y, colour), Line("", x, y, colour, points=True)]
         lines = [line for line in lines if np.asarray(line.x).size]
         if lines:
             top = 1.05 * max(float(np.max(np.asarray(line.y))) for line in lines)
-            panels.append(Panel(scenario, "tok/s/user", "output tok/s", lines, (0.0, top)))
+            label_y = "output, 1,000 tok/s" if unit > 1 else "output tok/s"
+            panels.append(Panel(scenario, "tok/s/user", label_y, lines, (0.0, top)))
     return figure(panels)

@@ -87,8 +87,13 @@ def _machines(*words: str) -> tuple[tuple[str, Words], ...]:
 MATRICES = (
     Matrix(
         "Age of the confidences that size the budget",
-        "A lag of 0 anticipates: it is not lossless, and a bound here.",
-        (*(f"hardware-aware:lag={n}" for n in LAGS), *(f"vllm:lag={n}" for n in LAGS), "goodput"),
+        "A lag of 0 anticipates: it is not lossless, and bounds what confidences can tell; the"
+        " oracle knows the labels.",
+        (
+            *(f"{policy}:lag={n}" for policy in ("hardware-aware", "vllm") for n in LAGS),
+            "goodput",
+            "oracle",
+        ),
         _loops((1, 3, 8, 32, 128)),
         shared=False,
     ),

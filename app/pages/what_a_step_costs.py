@@ -78,7 +78,8 @@ with st.container(border=True):
             key="rules",
             placeholder="None",
             help="How engines look a size up between the ones they profiled: ceil (vLLM),"
-            " floor (SGLang 1-D), clamp (SGLang 2-D), linear (TensorRT-LLM), rate (ATOM).",
+            " stairs (goodput), floor (SGLang 1-D), clamp (SGLang 2-D), linear (TensorRT-LLM),"
+            " rate (ATOM).",
             **controls.BOUND,
         )
         logarithmic = st.toggle("Logarithmic axes", key="log", **controls.BOUND)
