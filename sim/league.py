@@ -27,6 +27,7 @@ from sim.capacity import LOADS
 from sim.cells import Cell, Summary
 from sim.experiments import Runner, value
 from sim.folder import provenance
+from sim.league_cells import PLAIN
 from sim.metrics import plain
 from sim.paired import interval
 from sim.scenarios import SCENARIOS
@@ -155,6 +156,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def league(args: argparse.Namespace) -> Document:
     """Every cell of the league, and what it says of every policy."""
+    if PLAIN not in args.policy:
+        raise ValueError(f"--policy must hold {PLAIN!r}: speeds are told in terms of it")
     bundles = dict(args.bundle or map(parse_bundle, BUNDLES))
     settings = [
         setting

@@ -9,18 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gpu_traces.svg import Line, Panel, figure
-from sim.paired import interval
+from sim.league_cells import DEEP, PLAIN, detail_page, name, picture, relative, speeds, table
 
 Document = dict[str, Any]
 Floats = npt.NDArray[np.float64]
 
-OURS, PLAIN, ORACLE = "goodput", "none", "oracle"
-SPEED, TOTAL = "tok_s_per_user_p50", "output_tok_s"
-PICTURED = ("none", "fixed-k", "confidence", "hardware-aware", "vllm", "goodput")
-PANELS = ("azure-conv", "reasoning", "mooncake-conv", "azure-code")
-DEEP = "high"
-"""The load whose cells are printed in full."""
+OURS, ORACLE = "goodput", "oracle"
 HEAVY = ("high", "overload")
 INTRO = """# League of the policies
 
@@ -44,9 +38,12 @@ def write(document: Document, page: Path) -> list[Path]:
     detail = page.with_name(f"{page.stem}-cells.md")
     images = page.parent / "img"
     images.mkdir(parents=True, exist_ok=True)
-    texts = {page: "\n".join(_page(document, detail.name)), detail: "\n".join(_cells(document))}
+    texts = {
+        page: "\n".join(_page(document, detail.name)),
+        detail: "\n".join(detail_page(document)),
+    }
     for label in document["origins"]:
-        texts[images / f"league_{label}.svg"] = _picture(document, label)
+        texts[images / f"league_{label}.svg"] = picture(document, label)
     for path, text in texts.items():
         part = path.with_name(path.name + ".part")
         part.write_text(text if text.endswith("\n") else text + "\n")
@@ -78,48 +75,29 @@ def _page(document: Document, detail: str) -> Iterator[str]:
     yield f"Every number of the cells at {DEEP} load: [{detail}]({detail})."
 
 
-def _name(document: Document, policy: str) -> str:
-    return f"`{policy}`" + ("*" if document["policies"][policy] == "biased" else "")
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    yield "| " + " | ".join(head) + " |"
-    yield "|" + "---|" * len(head)
-    for row in rows:
-        yield "| " + " | ".join(row) + " |"
-
-
-def _speeds(cell: Document, policy: str) -> Floats:
-    return np.array(cell["policies"][policy]["speeds"])
-
-
-def _relative(cell: Document, policy: str, base: str) -> dict[str, Any]:
-    return interval(_speeds(cell, policy) / np.maximum(_speeds(cell, base), 1e-12) - 1.0)
-
-
 def _lossless(document: Document, but: str = "") -> list[str]:
     return [p for p, nature in document["policies"].items() if nature == "lossless" and p != but]
 
 
 def _best(document: Document, cell: Document, but: str = "") -> str:
     """The fastest lossless policy of a cell, by mean."""
-    return max(_lossless(document, but), key=lambda p: float(_speeds(cell, p).mean()))
+    return max(_lossless(document, but), key=lambda p: float(speeds(cell, p).mean()))
 
 
 def _standing(document: Document, cells: Sequence[Document]) -> Iterator[str]:
     rows = []
     for policy in document["policies"]:
         places = np.array([c["policies"][policy]["rank"] for c in cells])
-        gains = [_speeds(c, policy).mean() / max(_speeds(c, PLAIN).mean(), 1e-12) for c in cells]
+        gains = [speeds(c, policy).mean() / max(speeds(c, PLAIN).mean(), 1e-12) for c in cells]
         lost = [
-            1.0 - _speeds(c, policy).mean() / _speeds(c, _best(document, c)).mean() for c in cells
+            1.0 - speeds(c, policy).mean() / speeds(c, _best(document, c)).mean() for c in cells
         ]
         error = [c["policies"][policy]["believed_step.absolute"]["mean"] for c in cells]
         rows.append(
             (
                 places.mean(),
                 [
-                    _name(document, policy),
+                    name(document, policy),
                     f"{places.mean():.1f}",
                     f"{int((places == 1).sum())} of {len(cells)}",
                     f"{np.exp(np.mean(np.log(np.maximum(gains, 1e-12)))):.2f}",
@@ -130,7 +108,7 @@ def _standing(document: Document, cells: Sequence[Document]) -> Iterator[str]:
         )
     head = ("policy", "mean rank", "first (ties count)", "speed / `none`, geometric mean",
             "worst loss to the best lossless", "step time misjudged by")  # fmt: skip
-    yield from _table(head, [row for _, row in sorted(rows, key=lambda row: row[0])])
+    yield from table(head, [row for _, row in sorted(rows, key=lambda row: row[0])])
 
 
 def _against(document: Document, cells: Sequence[Document]) -> Iterator[str]:
@@ -142,16 +120,16 @@ def _against(document: Document, cells: Sequence[Document]) -> Iterator[str]:
     for policy in _lossless(document, OURS):
         counts = []
         for loads in (("low", "medium"), HEAVY):
-            found = [_relative(c, OURS, policy) for c in cells if c["load"] in loads]
+            found = [relative(c, OURS, policy) for c in cells if c["load"] in loads]
             better, worse = sum(r["low"] > 0 for r in found), sum(r["high"] < 0 for r in found)
             counts.append(f"{better} / {len(found) - better - worse} / {worse}")
         rows.append([f"`{policy}`", *counts])
-    yield from _table(("against", "low and medium load", "high load and overload"), rows)
-    slower = [(c, p, _relative(c, OURS, p)) for c in cells for p in _lossless(document, OURS)]
+    yield from table(("against", "low and medium load", "high load and overload"), rows)
+    slower = [(c, p, relative(c, OURS, p)) for c in cells for p in _lossless(document, OURS)]
     slower = [(c, p, r) for c, p, r in slower if r["high"] < 0]
     if slower:
         yield "\nSlower than a lossless policy, all cases:\n"
-        yield from _table(
+        yield from table(
             ("cell", "than", "speed"),
             [
                 [f"{c['scenario']}, {c['load']}", f"`{p}`", _percent(r)]
@@ -173,11 +151,11 @@ def _gap(document: Document, cells: Sequence[Document]) -> Iterator[str]:
     rows = []
     for cell in (c for c in cells if c["load"] == DEEP):
         known = _best(document, cell, OURS)
-        room, ours = _relative(cell, ORACLE, known), _relative(cell, OURS, known)
+        room, ours = relative(cell, ORACLE, known), relative(cell, OURS, known)
         share = f"{ours['mean'] / room['mean']:.0%}" if room["low"] > 0 else "no room shown"
         rows.append([cell["scenario"], f"`{known}`", _percent(room), _percent(ours), share])
     head = ("scenario", "best known", "oracle is faster by", f"`{OURS}` is faster by", "gap closed")
-    yield from _table(head, rows)
+    yield from table(head, rows)
 
 
 def _matrix(document: Document, cells: Sequence[Document], label: str, load: str) -> Iterator[str]:
@@ -185,106 +163,13 @@ def _matrix(document: Document, cells: Sequence[Document], label: str, load: str
     yield f"\n### {label}, {load}: speed in % of the best lossless policy's (rank)\n"
     rows = []
     for policy in document["policies"]:
-        row = [_name(document, policy)]
+        row = [name(document, policy)]
         for cell in cells:
-            share = _speeds(cell, policy).mean() / _speeds(cell, _best(document, cell)).mean()
+            share = speeds(cell, policy).mean() / speeds(cell, _best(document, cell)).mean()
             mine = cell["policies"][policy]
             row.append(f"{share * 100:.0f} ({mine['rank']})" + " !" * bool(mine["unstable"]))
         rows.append(row)
-    yield from _table(["policy", *(c["scenario"] for c in cells)], rows)
-    best = [f"{_speeds(c, _best(document, c)).mean():.3g}" for c in cells]
+    yield from table(["policy", *(c["scenario"] for c in cells)], rows)
+    best = [f"{speeds(c, _best(document, c)).mean():.3g}" for c in cells]
     yield from ["| 100 % is, tok/s/user | " + " | ".join(best) + " |"]
     yield "\n!: the queue grew without end in some run.\n"
-
-
-def _cells(document: Document) -> Iterator[str]:
-    yield f"# League: cells at {DEEP} load\n"
-    yield "Generated by `python -m sim league`; do not edit. Means over seeds; the interval is that"
-    yield "of the speed. Matched: output tok/s at the speed that `none` has at medium load, between"
-    yield "the loads that were run (>: faster than that at every load). Regret: speed lost to the"
-    yield "oracle. Misjudged: mean of (believed / true step time - 1).\n"
-    for cell in (c for c in document["cells"] if c["load"] == DEEP):
-        same = [c for c in document["cells"] if _place(c) == _place(cell)]
-        yield f"## {cell['bundle']}, {cell['scenario']}\n"
-        yield f"`python -m sim.run {' '.join(w or repr(w) for w in cell['words'])}`\n"
-        yield from _detail(document, cell, same)
-        yield ""
-
-
-def _place(cell: Document) -> tuple[str, str]:
-    return cell["bundle"], cell["scenario"]
-
-
-def _detail(document: Document, cell: Document, loads: Sequence[Document]) -> Iterator[str]:
-    def mean(entry: Document, metric: str, form: str = ".3g") -> str:
-        found = entry[metric]["mean"]
-        return "-" if found is None else format(found, form)
-
-    rows = []
-    for policy, entry in sorted(cell["policies"].items(), key=lambda item: item[1]["rank"]):
-        speed, regret = entry[SPEED], entry["regret"]
-        rows.append(
-            [
-                str(entry["rank"]),
-                _name(document, policy) if entry["as"] == policy else f"`{entry['as']}`",
-                f"{mean(entry, SPEED)} ± {(speed['high'] - speed['low']) / 2:.2g}"
-                if speed["mean"] is not None
-                else "-",
-                mean(entry, "goodput_rps"),
-                mean(entry, TOTAL, ".4g"),
-                _matched(loads, policy),
-                f"{mean(entry, 'ttft_s.p50')} / {mean(entry, 'ttft_s.p95')}",
-                f"{mean(entry, 'tpot_s.p50')} / {mean(entry, 'tpot_s.p95')}",
-                mean(entry, "e2e_s.p95"),
-                mean(entry, "tokens_per_round"),
-                f"{mean(entry, 'verified_tokens', '.3g')} / {mean(entry, 'wasted_tokens', '.3g')}",
-                mean(entry, "believed_step.mean", "+.1%"),
-                "-" if regret is None else f"{regret['mean']:+.1%}",
-            ]
-        )
-    head = ("rank", "policy", "tok/s/user", "goodput, req/s", "output tok/s", "matched",
-            "TTFT p50 / p95, s", "TPOT p50 / p95, s", "E2E p95, s", "tokens per round",
-            "drafts verified / wasted", "misjudged", "regret")  # fmt: skip
-    yield from _table(head, rows)
-
-
-def _curve(loads: Sequence[Document], policy: str) -> tuple[Floats, Floats]:
-    """Speed and throughput by load, in the order of falling speed."""
-    points = [
-        (c["policies"][policy][SPEED]["mean"], c["policies"][policy][TOTAL]["mean"]) for c in loads
-    ]
-    known = np.array([p for p in points if None not in p], dtype=np.float64).reshape(-1, 2)
-    known = known[np.argsort(-known[:, 0])]
-    return known[:, 0], known[:, 1]
-
-
-def _matched(loads: Sequence[Document], policy: str) -> str:
-    medium = [c for c in loads if c["load"] == "medium"]
-    if not medium or PLAIN not in medium[0]["policies"]:
-        return "-"
-    wanted = medium[0]["policies"][PLAIN][SPEED]["mean"]
-    speed, total = _curve(loads, policy)
-    if wanted is None or not speed.size or wanted > speed[0]:
-        return "-"
-    if wanted < speed[-1]:
-        return f"> {total[-1]:.4g}"
-    return f"{np.interp(wanted, speed[::-1], total[::-1]):.4g}"
-
-
-def _picture(document: Document, label: str) -> str:
-    panels = []
-    for scenario in PANELS:
-        loads = [c for c in document["cells"] if _place(c) == (label, scenario)]
-        shown = [p for p in PICTURED if loads and p in document["policies"]]
-        lines = []
-        unit = 1e3 if any(_curve(loads, policy)[1].max(initial=0) > 1e3 for policy in shown) else 1
-        for colour, policy in enumerate(shown):
-            x, y = _curve(loads, policy)
-            y = y / unit
-            lines += [Line(policy, x, y, colour), Line("", x, y, colour, points=True)]
-        lines = [line for line in lines if np.asarray(line.x).size]
-        if lines:
-            top = 1.05 * max(float(np.max(np.asarray(line.y))) for line in lines)
-            label_y = "output, 1,000 tok/s" if unit > 1 else "output tok/s"
-            panels.append(Panel(scenario, "tok/s/user", label_y, lines, (0.0, top)))
-    return figure(panels)

@@ -10,7 +10,7 @@ from gpu_traces.synthetic import synthetic_bundle, synthetic_traces
 from policies.registry import get, parse
 from sim import robustness, run
 from sim.cells import setting_parser
-from sim.robustness import MATRICES, Matrix
+from sim.matrices import MATRICES, Matrix
 
 
 def test_every_matrix_names_known_policies_and_options() -> None:
