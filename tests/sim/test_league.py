@@ -80,3 +80,9 @@ def test_errors_are_one_line(extra: list[str], message: str, capsys) -> None:
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_the_yardstick_is_needed(capsys: pytest.CaptureFixture[str]) -> None:
+    """Speeds are told in terms of plain decoding; nothing runs without it."""
+    assert league.main(["--policy", "vllm"]) == 2
+    assert "--policy must hold 'none'" in capsys.readouterr().err
