@@ -30,6 +30,7 @@ SHARES = {
 
 TRAINED = ("dspark", "dspark-rnn", "dflash", "eagle3", "mtp")
 LOOKUP = "ngram"
+FOR_BEGINNING = 0.8  # share of the generation's time in which responses are begun
 LIVE = "dspark"
 DRAFTERS = (*TRAINED, LOOKUP)
 SHAPED = ("dspark-5L", "dflash-5L", "eagle3-1L", "mtp-1L")
@@ -210,7 +211,11 @@ def _prompts(plan: Plan, half: str) -> tuple[str, ...]:
 def _generate(plan: Plan) -> list[Task]:
     common = ("drafters.generate", *plan.common())
     options = {"eval": plan.sized.evaluate, "train": plan.sized.train}
-    share = {"eval": 0.25, "train": 0.75}
+    alone = plan.sized.together == 1
+    seconds = {
+        half: plan.seconds("generate") * (share if alone else 1.0)
+        for half, share in {"eval": 0.25, "train": 0.75}.items()
+    }
     return _warm(plan) + [
         Task(
             "generate",
@@ -218,8 +223,9 @@ def _generate(plan: Plan) -> list[Task]:
             (
                 *common, "--prompts", *_prompts(plan, half), "--split", half,
                 "--out", str(_responses(plan, half)), *options[half],
+                "--seconds", f"{FOR_BEGINNING * seconds[half]:.0f}",
             ),
-            share[half] * plan.seconds("generate"),
+            seconds[half],
             partial=True,
         )
         for half in ("eval", "train")
@@ -241,17 +247,26 @@ def _responses(plan: Plan, half: str) -> Path:
 
 
 def _train(plan: Plan) -> list[Task]:
-    """Every family from the same batches."""
+    """Families of a group learn from the same batches, groups side by side: the host's launches
+    bound a process, so that one alone leaves half of a GPU idle."""
     seconds = plan.seconds("train")
     length = ("--minutes", f"{seconds / 60:.3f}")
     if plan.sized.steps:
         length = ("--steps", str(plan.sized.steps))
-    command = (
-        "drafters.train", "--drafter", *TRAINED, "--target", plan.target, "--device", plan.device,
-        "--responses", str(_responses(plan, "train")), *length, *plan.sized.training,
-        "--save-minutes", "1", "--out", str(plan.out / "drafters"),
-    )  # fmt: skip
-    return [Task("train", "train", command, seconds)]
+    groups = (TRAINED,) if plan.sized.together == 1 else (TRAINED[::3], TRAINED[1:3] + TRAINED[4:])
+    return [
+        Task(
+            "train",
+            f"train/{'+'.join(group)}",
+            (
+                "drafters.train", "--drafter", *group, "--target", plan.target,
+                "--device", plan.device, "--responses", str(_responses(plan, "train")), *length,
+                *plan.sized.training, "--save-minutes", "1", "--out", str(plan.out / "drafters"),
+            ),
+            seconds,
+        )
+        for group in groups
+    ]  # fmt: skip
 
 
 def _shards(plan: Plan, name: str, limit: int) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 import time
@@ -56,12 +57,18 @@ class Generator:
         self.lengths, self.drawn = torch.zeros_like(self.last), torch.zeros_like(self.last)
 
     @torch.no_grad()
-    def run(self, queue: list[Response]) -> Iterator[Response]:
-        """Yield each response as it finishes (stop token included, or ``max_new`` reached)."""
-        waiting = deque(queue)
+    def run(self, queue: list[Response], seconds: float = math.inf) -> Iterator[Response]:
+        """Yield each response as it finishes (stop token included, or ``max_new`` reached).
+
+        None is begun after ``seconds``, but all that were are finished: to drop those would favour
+        the short ones.
+        """
+        waiting, deadline = deque(queue), time.monotonic() + seconds
         longest = max(len(r.prompt_tokens) for r in queue)
         self.cache = self.target.new_cache(len(self.rows), longest + self.max_new)
         while waiting or any(self.rows):
+            if time.monotonic() > deadline:
+                waiting.clear()
             yield from self._admit(waiting)
             if any(self.rows):
                 yield from self._decode()
@@ -181,7 +188,7 @@ def generate(args: argparse.Namespace) -> None:
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     with open(args.out, "a", encoding="utf-8") as out, progress() as bar:
         task = bar.add_task("responses", total=len(queue))
-        for response in generator.run(queue):
+        for response in generator.run(queue, args.seconds or math.inf):
             out.write(json.dumps(asdict(response)) + "\n")
             out.flush()
             tokens += len(response.response_tokens)
@@ -205,6 +212,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--samples", type=int, default=2, help="responses per prompt at T = 1")
     made.add_argument("--greedy", type=int, default=1, help="responses per prompt at T = 0")
     made.add_argument("--tokens", type=int, default=0, help="stop after so many tokens; 0: all")
+    made.add_argument("--seconds", type=float, default=0, help="begin none after so long; 0: all")
     made.add_argument("--max-new", type=int, default=320, help="response tokens at most")
     made.add_argument("--max-prompt", type=int, default=448, help="skip longer prompts, tokens")
     made.add_argument("--slots", type=int, default=128, help="responses generated at once")

@@ -351,12 +351,19 @@ def test_wrong_options_are_told_in_one_line(
     assert not out.exists()
 
 
-def test_families_learn_together(tmp_path: Path) -> None:
-    """One command, hence the same batches and steps."""
-    plan = Plan(tmp_path, "smollm2-135m", ("p",), "cuda", "bfloat16", "full", ("train",))
-    (made,) = tasks(plan)
-    start = made.command.index("--drafter") + 1
-    assert made.command[start : start + len(TRAINED)] == TRAINED
+def test_families_learn_from_the_same_responses_as_long(tmp_path: Path) -> None:
+    """In two groups on a GPU, in one on a CPU."""
+    for device, groups in (("cuda", 2), ("cpu", 1)):
+        plan = Plan(tmp_path, "smollm2-135m", ("p",), device, "bfloat16", "full", ("train",))
+        made = tasks(plan)
+        assert len(made) == groups
+        learned = []
+        for task in made:
+            start, end = (task.command.index(word) for word in ("--drafter", "--target"))
+            learned += task.command[start + 1 : end]
+        assert sorted(learned) == sorted(TRAINED)
+        for option in ("--minutes", "--responses", "--batch", "--lr"):
+            assert len({t.command[t.command.index(option) + 1] for t in made}) == 1
 
 
 def test_arrival_files_have_the_asked_rate_and_stay(tmp_path: Path) -> None:

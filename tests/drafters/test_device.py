@@ -63,7 +63,7 @@ def test_a_small_campaign_runs_on_the_device(
     plan = Plan(tmp_path, str(inputs / "tiny"), prompts, "cuda", "bfloat16", "small", stages)
     with contextlib.nullcontext() if real else emulated():
         for task in tasks(plan):
-            assert run_here(task) == 0, task.name
+            assert task.not_here or run_here(task) == 0, task.name
     assert check(tmp_path)[1] == []
     graphs = read_bundle(tmp_path / "bundles" / "tiny-dspark")
     assert graphs.manifest.hardware == (torch.cuda.get_device_name() if real else NAME)

@@ -1,7 +1,9 @@
 """The generator: what a request is answered never depends on what runs beside it."""
 
+import pytest
 import torch
 
+from drafters import generate
 from drafters.generate import Generator, Response
 from drafters.layers import LayerShape
 from drafters.target import Target
@@ -37,3 +39,19 @@ def test_answers_end_at_the_stop_token_or_the_limit() -> None:
     for tokens in answers(slots=3).values():
         assert 7 not in tokens[:-1]
         assert tokens[-1] == 7 or len(tokens) == 24
+
+
+def test_when_time_is_up_what_was_begun_is_finished() -> None:
+    """No slot is free after the first three, and none is begun: three responses, all whole."""
+    torch.manual_seed(0)
+    target = Target(SHAPE, 3, 50).eval().requires_grad_(False)
+    generator = Generator(target, frozenset({7}), 3, max_new=24, seed=0)
+    generator.admit_together = 3
+    run = generator.run(queue(), seconds=0.5)
+    clock = iter([0.0, 0.1])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generate.time, "monotonic", lambda: next(clock, 9.0))
+        made = {r.name: r.response_tokens for r in run}
+    whole = answers(slots=1)
+    assert len(made) == 3
+    assert all(made[name] == whole[name] for name in made)
