@@ -104,7 +104,7 @@ class CapturedDraft:
         self._replay = Replay(draft, device, pool)
 
     def run(
-        self, rows: Sequence[Running], uniforms: Uniforms
+        self, rows: Sequence[Running], temperatures: list[float], uniforms: Uniforms
     ) -> tuple[Proposal, list[list[int]], Uniforms]:
         """The proposal, its tokens, and its raw confidences [n, length] on their float16 grid.
 
@@ -112,13 +112,13 @@ class CapturedDraft:
         rest of a row's lines repeats its last one, or lands at its anchor, where the block goes.
         """
         n = len(rows)
-        self._fill(rows, uniforms)
+        self._fill(rows, temperatures, uniforms)
         proposal, told = self._replay()
         told = told[:n].cpu().numpy()
         sure = told[:, self.length :].astype(np.int16).view(np.float16).astype(np.float64)
         return _first(proposal, n), told[:, : self.length].tolist(), sure
 
-    def _fill(self, rows: Sequence[Running], uniforms: Uniforms) -> None:
+    def _fill(self, rows: Sequence[Running], temperatures: list[float], uniforms: Uniforms) -> None:
         host, n = self.inputs.host, len(rows)
         cached = np.array([row.cached for row in rows])
         kept = np.array([row.kept if row.drafted else (0, 0) for row in rows])
@@ -137,7 +137,7 @@ class CapturedDraft:
             for row, start, count in zip(rows, extended.tolist(), kept[:, 1].tolist(), strict=True)
         ]
         host["uniforms"].view(np.float64)[:n] = uniforms[:, : self.length]
-        host["temperatures"].view(np.float64)[:n] = [row.request.temperature for row in rows]
+        host["temperatures"].view(np.float64)[:n] = temperatures
         self.inputs.send()
 
 

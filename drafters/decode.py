@@ -83,7 +83,7 @@ def summarise(engine: Engine, wall_s: float) -> dict[str, Any]:
     output = sum(row.generated for row in rows)
     decoded = output - len(rows)
     return {
-        "requests_completed": sum(row.done(engine.stops) for row in rows),
+        "requests_completed": sum(row.done for row in rows),
         "requests_failed": sum(bool(row.reason) for row in engine.ended),
         "wall_s": wall_s,
         "engine_steps": len(engine.log),

@@ -216,7 +216,9 @@ class Engine:
         """Give each decoding request the blocks that this step may fill, oldest first; for want of
         them the youngest requests go back to the head of the queue. True if any did."""
         preempted = False
-        for row in sorted(self.rows[: self.decoding], key=lambda row: row.number):
+        grown = self._growth
+        short = [row for row in self.rows[: self.decoding] if self.pool.lacks(row, grown)]
+        for row in sorted(short, key=lambda row: row.number):
             while row.slot >= 0 and not self.pool.grow(row, row.cached + self._growth):
                 self._preempt(max(self.rows, key=lambda row: row.number))
                 preempted = True
@@ -275,7 +277,7 @@ class Engine:
         hits = self._commit_blocks(step, lengths.tolist(), accepted, following)
         self._commit_chunks(following[len(step.rows) :], end_s)
         self._want_drafts(step)
-        finished = np.array([row.done(self.stops) for row in step.rows], dtype=np.bool_)
+        finished = np.array([row.done for row in step.rows], dtype=np.bool_)
         self._leave(end_s)
         if step.rows:
             self._tell(step, hits[step.at], finished, end_s - start_s)
@@ -351,14 +353,13 @@ class Engine:
 
     def _leave(self, now_s: float) -> None:
         """Take out the requests that are done; the last row of each kind fills the gap."""
-        done = [row for row in self.rows[: self.decoding] if row.done(self.stops)]
-        for row in sorted(done, key=lambda row: row.number):
+        done = [i for i, row in enumerate(self.rows[: self.decoding]) if row.done]
+        for row in sorted((self.rows[i] for i in done), key=lambda row: row.number):
             row.finish_s, row.pending = now_s, []
             self._release(row)
             self.ended.append(row)
-        for i in reversed(range(self.decoding)):
-            if self.rows[i] in done:
-                self._close_gap(i)
+        for i in reversed(done):
+            self._close_gap(i)
 
     def _close_gap(self, gap: int) -> None:
         """Take row ``gap`` out; the last decoding row, then the last of all, moves up."""

@@ -32,6 +32,10 @@ class BlockPool:
         """Blocks that hold ``tokens``."""
         return -(-tokens // self.block_tokens)
 
+    def lacks(self, row: Running, tokens: int) -> bool:
+        """Whether ``row`` holds too few blocks for so many tokens more than it has cached."""
+        return len(row.blocks) * self.block_tokens < row.cached + tokens
+
     def grow(self, row: Running, tokens: int) -> bool:
         """Give ``row`` blocks for ``tokens`` in all; False, and none given, if too few are free."""
         missing = self.needed(tokens) - len(row.blocks)

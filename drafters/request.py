@@ -57,6 +57,8 @@ class Running:
     """Draft tokens of this step."""
     fresh: bool = True
     """True until its first decoding step is over."""
+    done: bool = False
+    """Whether its output is complete."""
     rounds: int = 0
     verified: int = 0
     accepted: int = 0
@@ -90,19 +92,15 @@ class Running:
         self.pending, self.kept = [], (0, 0)
 
     def take(self, tokens: list[int], stops: frozenset[int]) -> int:
-        """Append new tokens up to the first stop token or ``max_new``; returns how many."""
+        """Append new tokens up to the first stop token or ``max_new``, which end it; returns how
+        many."""
         room = self.request.max_new - self.generated
-        for i, token in enumerate(tokens[:room]):
-            if token in stops:
-                room = i + 1
-                break
-        self.tokens += tokens[:room]
-        return min(room, len(tokens))
-
-    def done(self, stops: frozenset[int]) -> bool:
-        return self.generated >= self.request.max_new or (
-            self.generated > 0 and self.tokens[-1] in stops
-        )
+        if not stops.isdisjoint(tokens):
+            room = min(room, 1 + next(i for i, token in enumerate(tokens) if token in stops))
+        if len(tokens) >= room:
+            tokens, self.done = tokens[:room], True
+        self.tokens += tokens
+        return len(tokens)
 
 
 def stream_of(seed: int, name: str) -> int:

@@ -165,13 +165,15 @@ class Runner:
         if self.drafter is None or not longest:
             return None
         self.extend(rows)
-        uniforms = self._uniforms(rows)[:, :longest]
+        heat = [row.request.temperature for row in rows]
+        hot = any(heat)
+        uniforms = self._uniforms(rows)[:, :longest] if hot else np.zeros((len(rows), longest))
         if self.captures_drafts:
-            hot = self._draws_apart and any(row.request.temperature > 0 for row in rows)
-            captured = self._captured_draft(next_size(self.counts, len(rows)), longest, hot)
-            proposal, tokens, raw = captured.run(rows, uniforms)
+            count = next_size(self.counts, len(rows))
+            captured = self._captured_draft(count, longest, hot and self._draws_apart)
+            proposal, tokens, raw = captured.run(rows, heat, uniforms)
         else:
-            proposal, tokens, raw = self._propose(rows, longest, uniforms)
+            proposal, tokens, raw = self._propose(rows, longest, hot, uniforms)
         for row in rows:
             if row.drafted:
                 row.extended, row.kept = row.cached, (0, 0)
@@ -181,11 +183,11 @@ class Runner:
         return Block(tokens, raw, proposal)
 
     def _propose(
-        self, rows: Sequence[Running], longest: int, uniforms: Uniforms
+        self, rows: Sequence[Running], longest: int, hot: bool, uniforms: Uniforms
     ) -> tuple[Proposal, list[list[int]], Uniforms]:
         anchors = self._tensor([row.tokens[-1] for row in rows])
         positions = self._tensor([row.cached for row in rows])
-        heat, hot = self._temperatures(rows), any(row.request.temperature > 0 for row in rows)
+        heat = self._temperatures(rows)
         fused = self.device.type == "cuda"
         drawn = torch.from_numpy(uniforms).to(self.device)
         sampler = Sampler(heat, drawn, any_hot=hot, fused=fused)
@@ -199,7 +201,8 @@ class Runner:
         alike: dict[int, list[int]] = {}
         for slot, row in enumerate(rows):
             if row.drafted and row.pending:
-                self._set_aside(row)
+                if row.kept[1]:
+                    self._set_aside(row)
                 alike.setdefault(row.cached - row.extended, []).append(slot)
         for count, slots in alike.items():
             group = [rows[slot] for slot in slots]
@@ -238,7 +241,8 @@ class Runner:
         joining = list(zip(rows[decoding:], chunks, strict=True))
         parts += [row.tokens[row.cached : row.cached + chunk] for row, chunk in joining]
         for row in rows:
-            self._set_aside(row)
+            if row.kept[1]:
+                self._set_aside(row)
         done = self._pass(rows, parts, decoding)
         accepted, following = self._judge(rows[:decoding], lengths, done, block)
         heads = [
@@ -298,9 +302,8 @@ class Runner:
     def _set_aside(self, row: Running) -> None:
         """Move what the last pass's buffer still holds of a row to where it stays."""
         start, count = row.kept
-        if count:
-            row.pending.append(self._features[start : start + count].clone())
-            row.kept = 0, 0
+        row.pending.append(self._features[start : start + count].clone())
+        row.kept = 0, 0
 
     def _judge(
         self, rows: Sequence[Running], lengths: list[int], done: Pass, block: Block | None
@@ -309,7 +312,7 @@ class Runner:
         if not rows:
             return [], []
         verified = len(rows) + sum(lengths)
-        if not any(row.request.temperature > 0 for row in rows):
+        if not any(row.request.temperature for row in rows):
             drafts = block.tokens if block else [[]] * len(rows)
             return judge_greedy(done.choices[:verified].tolist(), drafts, lengths)
         logits = done.logits[:verified]
@@ -333,7 +336,7 @@ class Runner:
         if not heads:
             return []
         rows, at = [row for row, _ in heads], self._tensor([last for _, last in heads])
-        if not any(row.request.temperature > 0 for row in rows):
+        if not any(row.request.temperature for row in rows):
             return done.choices[at].tolist()
         uniforms = torch.from_numpy(self._uniforms(rows)[:, -1:]).to(self.device)
         sampler = Sampler(self._temperatures(rows), uniforms, any_hot=True)
