@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -19,6 +20,17 @@ from sim.cells import Cell, Summary
 BACKENDS = ("loky", "ray", "dask")
 WAVE = 4
 """Cells per job that are handed out at once where results can't come back one by one."""
+
+
+def made_with(data: dict[str, str]) -> str:
+    """Digest of the code that makes results and of ``data`` (file -> SHA-256), for ``Store``."""
+    digest = hashlib.sha256(json.dumps(data, sort_keys=True).encode())
+    root = Path(__file__).parents[1]
+    for room in ("policies", "gpu_traces", "sim"):
+        for path in sorted((root / room).glob("*.py")):
+            digest.update(path.read_bytes())
+    digest.update((root / "sim" / "data" / "scenarios.json").read_bytes())
+    return digest.hexdigest()
 
 
 class Store:

@@ -8,7 +8,6 @@ stopped. The result is OUT/<verb>.json.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import sys
@@ -182,11 +181,9 @@ def _run(verb: str, args: argparse.Namespace, words: Words) -> Document:
         raise ValueError(f"{verb} sets the load itself; leave --load and --concurrency out")
     _, made = cells.world((*words, "--concurrency", "1") if verb == "frontier" else words)
     setup.check_policies(args.policy, made.traces.gamma)
-    made_with = provenance(args.base_seed, bundles=made.hashes)
-    key = json.dumps([made_with[k] for k in ("commit", "versions", "bundles")])
-    store = farm.Store(args.out / "cells.jsonl", hashlib.sha256(key.encode()).hexdigest())
+    store = farm.Store(args.out / "cells.jsonl", farm.made_with(made.hashes))
     document = VERBS[verb](args, words, Runner(store, args.jobs, args.backend))
-    document["provenance"] = made_with
+    document["provenance"] = provenance(args.base_seed, bundles=made.hashes)
     path = args.out / f"{verb}.json"
     part = path.with_suffix(".part")
     part.write_text(json.dumps(document, indent=1, default=str) + "\n")
