@@ -16,7 +16,7 @@ import pandas as pd
 
 from drafters.calibrate import calibrate_bundle
 from drafters.campaign_check import bundle_folders
-from drafters.comparison import markdown
+from drafters.comparison import FEWEST_BLOCKS, markdown
 from drafters.errors import UserError
 from drafters.measures import accepted_lengths, conditional_acceptance, round_latency
 from gpu_traces.bundle import Bundle, read_bundle
@@ -35,7 +35,8 @@ def write(folders: Sequence[Path], page: Path) -> None:
     text = page.read_text() if page.exists() else f"# Recorded\n\n{BEGIN}\n{END}\n"
     if BEGIN not in text or END not in text:
         raise UserError(f"{page} has no lines {BEGIN} and {END}; add them where tables shall go")
-    machines = sorted({b.manifest.origin.detail for b in bundles})
+    devices = {b.manifest.origin.detail: b.manifest.device for b in bundles}
+    machines = sorted(devices, key=lambda machine: (devices[machine] == "cpu", machine))
     parts = [
         _machine(m, [b for b in bundles if b.manifest.origin.detail == m], page) for m in machines
     ]
@@ -185,7 +186,7 @@ def _live(bundles: list[Bundle]) -> pd.DataFrame:
 
 
 def acceptance(bundles: list[Bundle], temperature: float) -> str:
-    """One panel per domain, one line per drafter."""
+    """One panel per domain, one line per drafter, as far as enough blocks reach."""
     tables = {}
     for i, bundle in enumerate(b for b in bundles if temperature in b.manifest.temperatures):
         table = conditional_acceptance(read_bundle(bundle.folder, temperature))
@@ -195,7 +196,8 @@ def acceptance(bundles: list[Bundle], temperature: float) -> str:
     for domain in domains:
         lines = []
         for (i, name), table in tables.items():
-            mine = table[table["domain"] == domain].dropna()
+            enough = table["reached"] >= FEWEST_BLOCKS
+            mine = table[(table["domain"] == domain) & enough]
             if len(mine) > 1:
                 lines.append(_line(name, mine["position"], mine["conditional"], i))
         _append(panels, f"{domain}, T = {temperature:g}", "draft position", "accepted", lines, 1.0)

@@ -9,8 +9,9 @@ from html import escape
 import numpy as np
 import numpy.typing as npt
 
-WIDTH, HEIGHT = 320, 230
-LEFT, RIGHT, TOP, BOTTOM = 48, 12, 26, 40
+WIDTH, HEIGHT = 380, 230
+LEFT, RIGHT, TOP, BOTTOM = 48, 96, 36, 40
+COLUMNS = 4
 COLOURS = ("#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#475569")
 
 
@@ -37,12 +38,13 @@ class Panel:
 
 
 def figure(panels: Sequence[Panel]) -> str:
-    """Panels side by side, as an SVG document."""
+    """Panels in rows of ``COLUMNS``, as an SVG document."""
     body = "".join(
-        f'<g transform="translate({i * WIDTH},0)">{_panel(panel)}</g>'
-        for i, panel in enumerate(panels)
+        f'<g transform="translate({i % COLUMNS * WIDTH},{i // COLUMNS * HEIGHT})">{_panel(p)}</g>'
+        for i, p in enumerate(panels)
     )
-    size = f'width="{WIDTH * len(panels)}" height="{HEIGHT}"'
+    rows = -(-len(panels) // COLUMNS)
+    size = f'width="{WIDTH * min(len(panels), COLUMNS)}" height="{HEIGHT * rows}"'
     style = 'font-family="sans-serif" font-size="10" fill="#1f2937"'
     white = '<rect width="100%" height="100%" fill="white"/>'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size} {style}>{white}{body}</svg>\n'
@@ -59,15 +61,16 @@ def _panel(panel: Panel) -> str:
         bottom, top = panel.y_range
         return HEIGHT - BOTTOM - (value - bottom) / (top - bottom) * (HEIGHT - TOP - BOTTOM)
 
-    parts = [_text(WIDTH / 2, 14, panel.title, "middle", "bold")]
-    parts.append(_text(WIDTH / 2, HEIGHT - 6, panel.x_label, "middle"))
-    parts.append(_text(6, 24, panel.y_label))
-    for tick in np.linspace(*panel.y_range, 5):
-        y = y_px(float(tick))
+    middle = (LEFT + WIDTH - RIGHT) / 2
+    parts = [_text(middle, 14, panel.title, "middle", "bold")]
+    parts.append(_text(middle, HEIGHT - 6, panel.x_label, "middle"))
+    parts.append(_text(6, 26, panel.y_label))
+    for tick in ticks(*panel.y_range):
+        y = y_px(tick)
         parts.append(f'<path d="M{LEFT},{y:.1f}H{WIDTH - RIGHT}" stroke="#e5e7eb"/>')
         parts.append(_text(LEFT - 4, y + 3, f"{tick:.3g}", "end"))
-    for tick in np.linspace(low, high, 5):
-        parts.append(_text(x_px(float(tick)), HEIGHT - BOTTOM + 14, f"{tick:.3g}", "middle"))
+    for tick in ticks(low, high):
+        parts.append(_text(x_px(tick), HEIGHT - BOTTOM + 14, f"{tick:.4g}", "middle"))
     for line in panel.lines:
         pairs = zip(np.asarray(line.x), np.asarray(line.y), strict=True)
         at = [(x_px(float(across)), y_px(float(up))) for across, up in pairs]
@@ -75,8 +78,17 @@ def _panel(panel: Panel) -> str:
     labels = dict.fromkeys((line.label, line.colour) for line in panel.lines if line.label)
     for row, (label, colour) in enumerate(labels):
         y = TOP + 10 + 12 * row
-        parts.append(_text(WIDTH - RIGHT - 2, y, label, "end", colour=COLOURS[colour]))
+        parts.append(_text(WIDTH - RIGHT + 6, y, label, colour=COLOURS[colour]))
     return "".join(parts)
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """At most seven round numbers in [low, high], evenly apart."""
+    raw = (high - low) / 6
+    power = 10.0 ** np.floor(np.log10(raw))
+    step = next(power * m for m in (1, 2, 2.5, 5, 10) if power * m >= raw * (1 - 1e-9))
+    first = int(np.ceil(low / step - 1e-9))
+    return [float(i * step) for i in range(first, int(np.floor(high / step + 1e-9)) + 1)]
 
 
 def _draw(line: Line, at: Sequence[tuple[float, float]]) -> str:
