@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,7 @@ def build(args: argparse.Namespace) -> Setup:
     hashes: dict[str, str]
     calibration: tuple[Calibrated, ...] = ()
     if args.bundle.startswith(PUBLISHED):
-        traces = published_traces(args.bundle.removeprefix(PUBLISHED))
+        traces = _published(args.bundle.removeprefix(PUBLISHED))
         name, hashes = args.bundle, {}
     else:
         bundle = read_bundle(args.bundle or default_bundle(), args.temperature)
@@ -168,6 +169,10 @@ def build(args: argparse.Namespace) -> Setup:
     if made.closed and not args.concurrency:
         raise ValueError(f"--scenario {made.scenario} is a closed loop; give --concurrency USERS")
     return made
+
+
+_published = lru_cache(maxsize=2)(published_traces)
+"""Made once for the many settings of an experiment; arrays are read-only."""
 
 
 def load_latency(name: str, acceptance: Bundle | None, gamma: int) -> LatencyModel:
