@@ -105,13 +105,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     made = Parser("python -m sim.fit_scenarios", (__doc__ or "").partition("\n")[0])
     made.add_argument("trace", type=Path, help="a file or ServeGen folder (see sim.importers)")
     args: argparse.Namespace = made.parse_args(argv)
-    try:
+
+    def job() -> None:
         for name, requests in by_client(load(args.trace)):
             print(json.dumps({"name": name} | fitted(requests)))
-    except (ValueError, OSError) as error:
-        print(f"{made.prog}: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return made.answer(job)
 
 
 def _digits(value: float) -> float:

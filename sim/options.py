@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Callable
 
 from policies import registry
@@ -32,6 +33,21 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:  # type: ignore[override]
         """Say what is wrong in one line and leave with exit code 2."""
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
+
+    def answer(self, job: Callable[[], object], stopped: str = "nothing was written") -> int:
+        """Run a command; its exit code.
+
+        0, or after one line on stderr 2 for what the user can mend and 130 when interrupted.
+        """
+        try:
+            job()
+        except (ValueError, OSError) as error:
+            print(f"{self.prog}: error: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print(f"{self.prog}: interrupted; {stopped}", file=sys.stderr)
+            return 130
+        return 0
 
 
 def whole(least: int) -> Callable[[str], int]:

@@ -175,22 +175,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     made.add_argument("folder", type=Path, help="where the public files are")
     made.add_argument("--out", type=Path, metavar="FILE", help="write the numbers here")
     args = made.parse_args(argv)
-    try:
-        fits = json.loads(json.dumps(refit(args.folder)))
-    except (ValueError, OSError) as error:
-        print(f"{made.prog}: error: {error}", file=sys.stderr)
-        return 2
+    return made.answer(lambda: _report(args.folder, args.out))
+
+
+def _report(folder: Path, out: Path | None) -> None:
+    """Print what differs from the numbers that ship, and write the new ones where asked."""
+    fits = json.loads(json.dumps(refit(folder)))
+    errors = session_errors(pd.read_csv(find(folder, SESSIONS)))
     changed = differences(json.loads(SHIPPED.read_text(encoding="utf-8")), fits)
     print("\n".join(changed[:SHOWN]) or "the numbers that ship are reproduced")
     if len(changed) > SHOWN:
         print(f"... {len(changed):,} numbers differ")
-    errors = session_errors(pd.read_csv(find(args.folder, SESSIONS)))
     print("sampling errors of the sessions' figures (sim/data/published_traffic.csv):", errors)
-    if args.out:
-        part = args.out.with_name(args.out.name + ".part")
+    if out:
+        part = out.with_name(out.name + ".part")
         part.write_text(_written(fits), encoding="utf-8")
-        os.replace(part, args.out)
-    return 0
+        os.replace(part, out)
 
 
 def _written(fits: dict[str, Fit]) -> str:

@@ -223,16 +223,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     made.add_argument("folders", type=Path, nargs="+", help="run folders and experiments' folders")
     made.add_argument("--out", type=Path, default=Path("report.html"), help="page to write")
     args = made.parse_args(argv)
-    try:
+
+    def job() -> None:
         text = page(args.folders)
         part = args.out.with_name(args.out.name + ".part")
         part.write_text(text)
         part.replace(args.out)
-    except (ValueError, OSError) as error:
-        print(f"{made.prog}: error: {error}", file=sys.stderr)
-        return 2
-    print(f"written: {args.out}")
-    return 0
+        print(f"written: {args.out}")
+
+    return made.answer(job)
 
 
 if __name__ == "__main__":

@@ -56,14 +56,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run; returns the exit code (0, or 2 after one line on stderr for a user's error)."""
     made = parser()
     args = made.parse_args(argv)
-    try:
+
+    def job() -> None:
         document = run(args)
-    except (ValueError, OSError) as error:
-        print(f"{made.prog}: error: {error}", file=sys.stderr)
-        return 2
-    if args.json:
-        print(json.dumps(document))
-    return 0
+        if args.json:
+            print(json.dumps(document))
+
+    return made.answer(job)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

@@ -81,13 +81,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--steps", type=options.whole(1), default=2000, help="steps per replica to show"
     )
     args = made.parse_args(argv)
-    try:
+
+    def job() -> None:
         count = write(args.run, args.out, args.policy, args.steps)
-    except (ValueError, OSError) as error:
-        print(f"{made.prog}: error: {error}", file=sys.stderr)
-        return 2
-    print(f"{count} events: {args.out}")
-    return 0
+        print(f"{count} events: {args.out}")
+
+    return made.answer(job)
 
 
 def write(run: Path, out: Path, policy: str, limit: int) -> int:

@@ -36,7 +36,7 @@ from sim.traffic_stats import describe
 DEFAULT_REQUESTS = 100_000
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> options.Parser:
     """The verbs and their options."""
     made = options.Parser("python -m sim.traffic", (__doc__ or "").partition("\n")[0])
     verbs = made.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=_Verb)
@@ -85,12 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code (0, or 2 after one line on stderr for a user's error)."""
     made = parser()
     args = made.parse_args(argv)
-    try:
-        VERBS[args.verb](args)
-    except (ValueError, OSError) as error:
-        print(f"{made.prog}: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return made.answer(lambda: VERBS[args.verb](args))
 
 
 def source(args: argparse.Namespace) -> RequestTable:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -165,14 +164,14 @@ def main(argv: Sequence[str]) -> int:
         return 0
     args, words = own.parse_known_args(rest)
     cells.setting_parser(own.prog).parse_args(words)
-    try:
+
+    def job() -> None:
         document = _run(verb, args, tuple(words))
-    except (ValueError, OSError) as error:
-        print(f"{own.prog}: error: {error}", file=sys.stderr)
-        return 2
-    if args.json:
-        print(json.dumps(document))
-    return 0
+        if args.json:
+            print(json.dumps(document))
+
+    kept = f"finished runs are kept in {args.out}: the same command goes on from there"
+    return own.answer(job, kept)
 
 
 def _run(verb: str, args: argparse.Namespace, words: Words) -> Document:

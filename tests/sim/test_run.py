@@ -180,6 +180,26 @@ def test_errors_are_one_line(
     assert not list(tmp_path.iterdir()), "nothing half-written"
 
 
+def test_an_interrupt_is_one_line(
+    bundle: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
+) -> None:
+    """Ctrl-C: exit code 130, nothing half-written, and an experiment says where it goes on."""
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "simulate", stop)
+    assert run.main(["--bundle", bundle, "--out", str(tmp_path / "run")]) == 130
+    assert capsys.readouterr().err == "python -m sim.run: interrupted; nothing was written\n"
+    assert not list(tmp_path.iterdir())
+    from sim import cells
+
+    monkeypatch.setattr(cells, "measure", stop)
+    words = ["compare", "--bundle", bundle, "--jobs", "1", "--out", str(tmp_path / "c")]
+    assert experiments.main(words) == 130
+    assert "the same command goes on from there" in capsys.readouterr().err
+
+
 def test_bundle_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run.main(["--bundle", str(tmp_path / "none"), "--out", str(tmp_path / "run")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
