@@ -13,8 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from drafters import kernels
+from drafters import block_rows, kernels
 from drafters.base import Draw, Proposal, Sampler
+from drafters.block_rows import RowCache
 from drafters.config import DraftConfig
 from drafters.heads import ConfidenceHead, MarkovHead
 from drafters.layers import DecoderLayer, RMSNorm, attend, rope_table
@@ -64,10 +65,24 @@ class BlockDrafter(DraftModule):
         shape, layers = self.config.shape, self.config.num_layers
         return KVCache(layers, shape, slots, capacity + self.gamma, like)
 
+    def new_rows(self, slots: int, capacity: int) -> RowCache:
+        """The same as the kernels read it, for drafts that are captured."""
+        like = self.norm.weight.detach()
+        shape, layers = self.config.shape, self.config.num_layers
+        return RowCache(layers, shape, slots, capacity + self.gamma, like)
+
     def extend(
-        self, state: KVCache, tokens: Tensor, features: Tensor, positions: Tensor, slots: Tensor
+        self,
+        state: KVCache | RowCache,
+        tokens: Tensor,
+        features: Tensor,
+        positions: Tensor,
+        slots: Tensor,
     ) -> None:
         """Project target features [n, q, m * d] at ``positions`` [n, q] into the context cache."""
+        if isinstance(state, RowCache):
+            block_rows.extend(self, state, features, positions, slots)
+            return
         context = self.context(features)
         rope = self._rope(positions, context.dtype)
         for i, layer in enumerate(self.layers):
@@ -75,14 +90,18 @@ class BlockDrafter(DraftModule):
 
     def propose(
         self,
-        state: KVCache,
+        state: KVCache | RowCache,
         anchors: Tensor,
         positions: Tensor,
         gamma: int,
         draw: Draw,
     ) -> Proposal:
         """See ``drafters.base.Drafter``; drafts a full block and returns its first gamma."""
-        hidden = self._block_hidden(state, anchors, positions)[:, :gamma].contiguous()
+        if isinstance(state, RowCache):
+            hidden = block_rows.block_hidden(self, state, anchors, positions)
+        else:
+            hidden = self._block_hidden(state, anchors, positions)
+        hidden = hidden[:, :gamma].contiguous()
         base = self.lm_head(hidden)
         if isinstance(draw, Sampler) and draw.fused and self.drawn_in_one:
             return self._drawn_by_kernel(base, hidden, anchors, draw)
@@ -119,7 +138,7 @@ class BlockDrafter(DraftModule):
         span = state.reach(positions, self.gamma)
         seen = torch.arange(span, device=anchors.device) < (positions + self.gamma).unsqueeze(-1)
         mask = seen.unsqueeze(1).expand(n, self.gamma, span)
-        x = self._inputs(anchors)
+        x = self.block_inputs(anchors)
         rope = self._rope(at, x.dtype)
         for i, layer in enumerate(self.layers):
             normed = layer.input_layernorm(x)
@@ -163,7 +182,7 @@ class BlockDrafter(DraftModule):
         context = self.context(features)
         context_rope = self._rope(torch.arange(tokens.shape[1], device=tokens.device)[None])
         at = (anchors.unsqueeze(-1) + torch.arange(self.gamma, device=tokens.device)).flatten(1)
-        x = self._inputs(in_block[..., 0].flatten()).reshape(b, a * self.gamma, -1)
+        x = self.block_inputs(in_block[..., 0].flatten()).reshape(b, a * self.gamma, -1)
         rope, mask = self._rope(at), self._training_mask(tokens.shape[1], anchors)
         for layer in self.layers:
             normed = layer.input_layernorm(x)
@@ -191,7 +210,7 @@ class BlockDrafter(DraftModule):
         """H [..., d] from features [..., m * d]."""
         return self.hidden_norm(self.fc(features))
 
-    def _inputs(self, anchors: Tensor) -> Tensor:
+    def block_inputs(self, anchors: Tensor) -> Tensor:
         """Embedded [anchor, mask, ...] blocks [n, gamma, d]."""
         ids = anchors.new_full((anchors.shape[0], self.gamma), self.config.mask_token_id)
         ids[:, 0] = anchors

@@ -59,6 +59,18 @@ def rope_table(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, 
     return angles.cos(), angles.sin()
 
 
+class RopeTable:
+    """``rope_table`` of all positions below ``capacity``, to be looked up."""
+
+    def __init__(self, shape: LayerShape, capacity: int, device: torch.device) -> None:
+        positions = torch.arange(capacity, device=device)
+        self._cos, self._sin = rope_table(positions, shape.head_dim, shape.rope_theta)
+
+    def __call__(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosine and sine, each [n, head_dim] fp32, at ``positions`` [n]."""
+        return self._cos[positions], self._sin[positions]
+
+
 def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     """Apply rotary embedding to heads ``x`` [n, heads, q, e]; ``rope`` tables are [n, q, e]."""
     cos, sin = (table.unsqueeze(1).to(x.dtype) for table in rope)
@@ -131,6 +143,15 @@ class Attention(nn.Module):
         made = F.linear(x, *self._joined).unflatten(-1, (-1, self.shape.head_dim))
         q, k, v = made.split((heads, kv_heads, kv_heads), 1)
         return (self.q_norm(q), self.k_norm(k), v) if self.shape.qk_norm else (q, k, v)
+
+    def project_context(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Only the keys and values of ``project``."""
+        self._joined = joined(self._joined, self.q_proj, self.k_proj, self.v_proj)
+        first = self.q_proj.out_features
+        weight, bias = self._joined[0][first:], self._joined[1]
+        made = F.linear(x, weight, None if bias is None else bias[first:])
+        k, v = made.unflatten(-1, (-1, self.shape.head_dim)).chunk(2, 1)
+        return (self.k_norm(k), v) if self.shape.qk_norm else (k, v)
 
     def queries(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
         """Rotated queries [n, H, q, e] of ``x`` [n, q, input size]."""

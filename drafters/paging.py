@@ -16,7 +16,7 @@ from torch import Tensor
 
 from drafters import kernels
 from drafters.graphs import Inputs
-from drafters.layers import LayerShape
+from drafters.layers import LayerShape, RopeTable
 from drafters.request import Running
 from policies.base import Ints
 
@@ -148,6 +148,7 @@ class PagedCache:
         self.block_tokens = pool.block_tokens
         self.spare_row = pool.blocks * pool.block_tokens
         self.table_width = pool.needed(capacity)
+        self.rope = RopeTable(shape, self.table_width * self.block_tokens, like.device)
         self._tables = np.zeros((slots, self.table_width), dtype=np.int64)
         self.forget()
 

@@ -18,6 +18,7 @@ from drafters.acceptance import Drafts, judge_greedy, verify
 from drafters.base import Drafter, Proposal, Sampler
 from drafters.batch import make_batch
 from drafters.beliefs import raw_confidences
+from drafters.block import BlockDrafter
 from drafters.captured import CapturedDraft, CapturedPass, Uniforms
 from drafters.graphs import captured_sizes, memory_pool, next_size, powers_of_two, say_once
 from drafters.kernels.noise import host_uniforms
@@ -110,6 +111,8 @@ class Runner:
         """The drafter's state; of a captured one, for all slots of the largest draft."""
         if not self.graphs:
             return self.drafter.new_state(self.slots, self.capacity)
+        if isinstance(self.drafter, BlockDrafter):
+            return self.drafter.new_rows(self.counts[-1], self.capacity)
         room = -(-(self.capacity + self.gamma) // ALIGNED) * ALIGNED - self.gamma
         state = self.drafter.new_state(self.counts[-1], room)
         cache = getattr(state, "cache", state)

@@ -33,6 +33,9 @@ Rope = tuple[Tensor, Tensor]
 class RaggedCache(Protocol):
     """Where a ragged pass keeps keys and values: ``KVCache``, or blocks (``drafters.paging``)."""
 
+    def rope(self, positions: Tensor) -> Rope:
+        """Tables [T, e] at ``positions`` [T]."""
+
     def attend(
         self, layer: int, batch: Any, heads: tuple[Tensor, Tensor, Tensor], rope: Rope
     ) -> Tensor:
@@ -52,6 +55,7 @@ class KVCache:
     def __init__(
         self, layers: int, shape: LayerShape, slots: int, capacity: int, like: Tensor
     ) -> None:
+        self._shape = shape
         size = (layers, slots, shape.num_kv_heads, capacity, shape.head_dim)
         self.keys, self.values = like.new_zeros(size), like.new_zeros(size)
         self.slots, self.capacity = slots, capacity
@@ -63,6 +67,10 @@ class KVCache:
         where = (slots.unsqueeze(1), slice(None), positions)
         self.keys[layer][where] = k.transpose(1, 2)
         self.values[layer][where] = v.transpose(1, 2)
+
+    def rope(self, positions: Tensor) -> Rope:
+        """See ``RaggedCache``."""
+        return rope_table(positions, self._shape.head_dim, self._shape.rope_theta)
 
     def attend(
         self, layer: int, batch: Batch, heads: tuple[Tensor, Tensor, Tensor], rope: Rope
@@ -173,7 +181,7 @@ class Target(nn.Module):
     ) -> TargetOutput:
         """Run a ragged batch over ``cache``: its keys are stored, queries see up to themselves."""
         x = self.embed_tokens(batch.tokens)
-        rope = rope_table(batch.positions, self.shape.head_dim, self.shape.rope_theta)
+        rope = cache.rope(batch.positions)
         wanted = {-1: x.clone()} if -1 in feature_layers else {}
         for i, layer in enumerate(self.layers):
             heads = layer.self_attn.project(layer.input_layernorm(x))

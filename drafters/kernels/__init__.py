@@ -138,8 +138,10 @@ def ragged_attention(
     cu_rows: Tensor,
     context_tokens: Tensor,
     max_rows: int,
+    causal: bool = True,
 ) -> Tensor:
-    """Causal attention of each request's newest tokens over its paged cache -> [N, H, e].
+    """Attention of each request's newest tokens over its paged cache -> [N, H, e]; ``causal``, or
+    every token sees all of its request's.
 
     ``queries`` [N, H, e] bf16 or fp32, rotated. ``key_cache``, ``value_cache`` [blocks, block_size,
     K, e], same type, already holding the new tokens. ``block_tables`` [R, blocks per request]
@@ -158,7 +160,9 @@ def ragged_attention(
     if heads % kv_heads:
         raise ValueError(f"{heads} query heads cannot share {kv_heads} key heads evenly")
     run = implementation("ragged_attention", queries)
-    return run(queries, key_cache, value_cache, block_tables, cu_rows, context_tokens, max_rows)
+    return run(
+        queries, key_cache, value_cache, block_tables, cu_rows, context_tokens, max_rows, causal
+    )
 
 
 def rotate_store(

@@ -68,7 +68,7 @@ def case(
     return Case(*(move(part, device) for part in arguments))
 
 
-def theory(given: Case) -> Tensor:
+def theory(given: Case, causal: bool = True) -> Tensor:
     """Dense attention of each request, query by query, in fp64."""
     out = torch.zeros(given.queries.shape, dtype=torch.float64)
     group = given.queries.shape[1] // given.key_cache.shape[2]
@@ -81,7 +81,7 @@ def theory(given: Case) -> Tensor:
             for cache in (given.key_cache, given.value_cache)
         )
         for i in range(first, end):
-            seen = context - (end - first) + (i - first) + 1
+            seen = context - (end - first) + (i - first) + 1 if causal else context
             query = given.queries[i].double().cpu()
             scores = torch.einsum("he,che->hc", query, keys[:seen]) * query.shape[-1] ** -0.5
             out[i] = torch.einsum("hc,che->he", scores.softmax(-1), values[:seen])
@@ -105,6 +105,14 @@ def test_attention(run, shape, dtype, device):
     assert got.dtype == dtype
     assert_close("attention", theory(given), got, RATIO[dtype])
     assert (got[given.cu_rows[-1] :] == 0).all()
+
+
+@pytest.mark.parametrize(("run", "dtype"), list(product(RUNS, DTYPES)), ids=str)
+def test_full_attention(run, dtype, device):
+    """Blocks that see themselves whole, as a block drafter's do."""
+    given = case([3, 0, 8, 1], [40, 9, 75, 1], (6, 3, 24), dtype, device)
+    got = RUNS[run](*given, causal=False).cpu()
+    assert_close("attention", theory(given, causal=False), got, RATIO[dtype])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -27,6 +27,7 @@ def ragged_attention(
     cu_rows: Tensor,
     context_tokens: Tensor,
     max_rows: int,
+    causal: bool = True,
 ) -> Tensor:
     """See ``drafters.kernels.ragged_attention``."""
     out = torch.zeros(queries.shape, dtype=queries.dtype, device=queries.device)
@@ -59,6 +60,7 @@ def ragged_attention(
         block_size,
         SPLITS=splits,
         GROUP=group,
+        CAUSAL=causal,
         SIZE=size,
         BLOCK_E=max(16, triton.next_power_of_2(size)),
         BLOCK_M=block_m,
@@ -110,6 +112,7 @@ def _attend(
     block_size,
     SPLITS: tl.constexpr,
     GROUP: tl.constexpr,
+    CAUSAL: tl.constexpr,
     SIZE: tl.constexpr,
     BLOCK_E: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -127,7 +130,8 @@ def _attend(
         live = pair < count * GROUP
         row = first + pair // GROUP
         head = kv_head * GROUP + pair % GROUP
-        position = context - count + pair // GROUP
+        # Last position that each pair sees.
+        position = context - count + pair // GROUP if CAUSAL else context - 1 + 0 * pair
         lane = tl.arange(0, BLOCK_E)
         used = lane < SIZE
         query = tl.load(
