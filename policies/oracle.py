@@ -2,9 +2,11 @@
 
     B* = argmax over B of (N + B) / (draft_s + verify_s[T + B]),  B at most the sum of accepted,
 
-verifying accepted drafts alone, earlier positions first: no token is ever wasted, and none is
-verified that this argmax would not pay for. Where even that is slower than plain decoding, the next
-step drafts nothing. It knows nothing of later blocks.
+verifying accepted drafts alone, earlier positions first: none is verified that this argmax would
+not pay for, and none is wasted unless verifying all on the plain path is faster. How far the next
+block is drafted (0: not at all) is what would have paid most lately, by the labels of the last 32
+steps of its kind (with or without prefill): it knows nothing of later blocks. It is told what
+contexts cost.
 
 Analysis only: no engine can know the labels.
 """
@@ -15,11 +17,42 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+from numba import njit
 
 from policies.base import Floats, Ints, Policy, VerifyPlan, VerifyState
-from policies.order import best_budget
 from policies.registry import register
-from policies.select import survivals, top_budget
+from policies.select import draft_counts, survivals, top_budget
+
+STEPS = 32
+"""Steps of each kind that the choice of draft length remembers."""
+
+
+@njit(cache=True, error_model="numpy")
+def _best(
+    useful: int, drafted: int, base: float, draft_s: float, adaptive_s: float, verify_s: Floats
+) -> tuple[int, float]:
+    """Best budget and its tokens per second: up to ``useful`` accepted drafts, or all ``drafted``
+    on the plain path."""
+    best, best_rate = drafted, (base + useful) / (draft_s + verify_s[drafted])
+    for budget in range(useful + 1):
+        rate = (base + budget) / (draft_s + adaptive_s + verify_s[budget])
+        if rate > best_rate:
+            best, best_rate = budget, rate
+    return best, best_rate
+
+
+@njit(cache=True)
+def _rates(
+    accepted: Ints, base: float, draft_s: Floats, adaptive_s: float, verify_s: Floats
+) -> Floats:
+    """[gamma + 1] best tokens per second had everyone drafted 0..gamma."""
+    rates = np.empty(draft_s.size)
+    for k in range(draft_s.size):
+        useful = 0
+        for length in accepted:
+            useful += min(length, k)
+        rates[k] = _best(useful, k * accepted.size, base, draft_s[k], adaptive_s, verify_s)[1]
+    return rates
 
 
 @register
@@ -37,29 +70,32 @@ class Oracle(Policy):
     first_draft: int
 
     def __init__(self, gamma: int, config: Config) -> None:
-        self.gamma = self.first_draft = gamma
+        self.first_draft = gamma
+        self._rates = np.zeros((2, gamma + 1))
+        self._seen = [0, 0]
 
     def plan(self, state: VerifyState) -> VerifyPlan:
         """Accepted drafts only; ValueError where the labels are missing."""
-        if state.true_accepted is None:
+        accepted, cost, rows = state.true_accepted, state.cost, state.drafted.size
+        if accepted is None:
             raise ValueError("policy 'oracle' needs true accepted lengths: only a replay has them")
-        useful = np.minimum(state.drafted, state.true_accepted)
-        budget, _ = self._best(state, useful)
-        plain = state.sampling_requests / self._seconds(state, 1)[0]
-        self.first_draft = self.gamma * (self._best(state, state.true_accepted)[1] > plain)
+        if rows == 0:
+            return VerifyPlan(state.drafted.copy())
+        verify_s = cost.verify_curve_s(state.other_tokens, rows * (cost.draft_s.shape[0] - 1) + 1)
+        verify_s = verify_s + cost.context_s * float(state.context_tokens.sum())
+        draft_s = cost.draft_s[:, min(rows, cost.draft_s.shape[1] - 1)]
+        base, adaptive_s = float(state.sampling_requests), cost.adaptive_s
+        kind = int(state.other_tokens > rows)
+        self._seen[kind] = min(self._seen[kind] + 1, STEPS)
+        rates = _rates(accepted, base, draft_s, adaptive_s, verify_s)
+        self._rates[kind] += (rates / rates[0] - self._rates[kind]) / self._seen[kind]
+        self.first_draft = rates.size - 1 - int(np.argmax(self._rates[kind][::-1]))
+        useful = np.minimum(state.drafted, accepted)
+        _, longest, total = draft_counts(state.drafted)
+        spent_s = float(draft_s[longest])
+        budget, _ = _best(int(useful.sum()), total, base, spent_s, adaptive_s, verify_s)
+        draft = np.full(rows, self.first_draft)
+        if budget == total:
+            return VerifyPlan(state.drafted.copy(), draft, adaptive=False)
         survival = survivals(np.ones(state.current.shape), useful)
-        lengths = top_budget(survival, useful, budget)
-        return VerifyPlan(lengths, np.full(useful.size, self.first_draft))
-
-    def _best(self, state: VerifyState, useful: Ints) -> tuple[int, float]:
-        """Best budget and its tokens per second when ``useful`` [R] drafts would be accepted."""
-        verify_s = self._seconds(state, int(useful.sum()) + 1)
-        draft_s = state.cost.draft_time_s(useful.size)
-        ones = np.ones(verify_s.size - 1)
-        return best_budget(ones, state.sampling_requests, draft_s, verify_s)
-
-    def _seconds(self, state: VerifyState, count: int) -> Floats:
-        """The target pass at 0, 1, ... drafts; a bound is told what contexts cost."""
-        context_s = state.cost.context_s * float(state.context_tokens.sum())
-        seconds: Floats = state.cost.verify_curve_s(state.other_tokens, count) + context_s
-        return seconds
+        return VerifyPlan(top_budget(survival, useful, budget), draft)

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gpu_traces.bundle import default_bundle
 from policies import registry
 from sim import cells, farm, league_page, options, setup
 from sim.capacity import LOADS
@@ -36,7 +37,11 @@ Floats = npt.NDArray[np.float64]
 Words = tuple[str, ...]
 Document = dict[str, Any]
 
-BUNDLES = ("measured=", "published=published:dspark-qwen3-4b+published:vllm-v4-flash-b300")
+BUNDLES = (
+    "measured=",
+    "published=published:dspark-qwen3-4b+published:vllm-v4-flash-b300",
+    "slow=smollm2-dspark-cpu",
+)
 REQUESTS = {
     "azure-conv": 600,
     "azure-code": 1500,
@@ -83,12 +88,15 @@ class Setting:
 
 
 def parse_bundle(text: str) -> tuple[str, Words]:
-    """An argparse type: ``LABEL=BUNDLE[+LATENCY]`` -> the label and the words of sim.run."""
+    """An argparse type: ``LABEL=BUNDLE[+LATENCY]`` -> the label and the words of sim.run.
+
+    An empty bundle is the best measured one that ships.
+    """
     label, equals, names = text.partition("=")
     bundle, _, latency = names.partition("+")
     if not equals or not label.isidentifier():
         raise argparse.ArgumentTypeError(f"{text!r} must be LABEL=BUNDLE or LABEL=BUNDLE+LATENCY")
-    return label, ("--bundle", bundle, "--latency", latency)
+    return label, ("--bundle", bundle or default_bundle(), "--latency", latency)
 
 
 def _choice(known: Iterable[str]) -> Any:
@@ -111,7 +119,8 @@ def parser() -> options.Parser:
     made.add_argument(
         "--bundle", type=parse_bundle, action="append", metavar="LABEL=BUNDLE[+LATENCY]",
         help="a world under a name: bundle and latency as in python -m sim.run; repeat for more"
-        " (default: the best measured bundle that ships, and the published one)",
+        " (default: the best measured bundle that ships, the published world, and a bundle"
+        " recorded on a CPU, where drafting is dear)",
     )  # fmt: skip
     made.add_argument(
         "--policy", type=options.policy_list, default=",".join(registry.names()),

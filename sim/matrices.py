@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 Words = tuple[str, ...]
 
+CPU = ("--bundle", "smollm2-dspark-cpu")
 PUBLISHED = ("--bundle", "published:dspark-qwen3-4b", "--latency", "published:vllm-v4-flash-b300")
 LOOP = ("--scenario", "azure-conv", "--prefill", "none", "--requests", "1200")
 BUSY: Words = (*PUBLISHED, *LOOP, "--concurrency", "128")
@@ -89,12 +90,12 @@ MATRICES = (
     ),
     Matrix(
         "Table profiled at another context",
-        "The measured world (its default bundle), 2 requests at a time, contexts of mooncake-conv"
+        "The bundle recorded on a CPU, 2 requests at a time, contexts of mooncake-conv"
         " without prefill: cached tokens per request while the table was profiled.",
         ("none", "mtp-1", "hardware-aware", "vllm", "goodput", "goodput:timing=false"),
         _swept(
             "--profiled-context", (0, 2000, 8000, 32000),
-            ("--scenario", "mooncake-conv", "--prefill", "none", "--requests", "60",
+            (*CPU, "--scenario", "mooncake-conv", "--prefill", "none", "--requests", "60",
              "--extrapolate", "--concurrency", "2"),
         ),
     ),
@@ -135,12 +136,13 @@ MATRICES = (
             ("published, 128 at a time", BUSY),
             ("published, azure-conv high",
              (*PUBLISHED, "--scenario", "azure-conv", "--requests", "1500", "--load", "high")),
-            ("measured, azure-conv low",
-             ("--scenario", "azure-conv", "--extrapolate", "--requests", "150", "--load", "low")),
-            ("measured, azure-code high",
-             ("--scenario", "azure-code", "--extrapolate", "--requests", "1200", "--load", "high")),
-            ("measured, reasoning low",
-             ("--scenario", "reasoning", "--extrapolate", "--requests", "40", "--load", "low")),
+            *(
+                (f"CPU, {scenario} {load}", (*CPU, "--scenario", scenario, "--extrapolate",
+                                             "--requests", requests, "--load", load))
+                for scenario, requests, load in (("azure-conv", "150", "low"),
+                                                 ("azure-code", "1200", "high"),
+                                                 ("reasoning", "40", "low"))
+            ),
         ),
         shared=False,
         metric="tok_s_per_user_p50",
