@@ -37,11 +37,7 @@ Floats = npt.NDArray[np.float64]
 Words = tuple[str, ...]
 Document = dict[str, Any]
 
-BUNDLES = (
-    "measured=",
-    "published=published:dspark-qwen3-4b+published:vllm-v4-flash-b300",
-    "slow=smollm2-dspark-cpu",
-)
+BUNDLES = ("measured=", "published=published:dspark-qwen3-4b+published:vllm-v4-flash-b300")
 REQUESTS = {
     "azure-conv": 600,
     "azure-code": 1500,
@@ -119,8 +115,7 @@ def parser() -> options.Parser:
     made.add_argument(
         "--bundle", type=parse_bundle, action="append", metavar="LABEL=BUNDLE[+LATENCY]",
         help="a world under a name: bundle and latency as in python -m sim.run; repeat for more"
-        " (default: the best measured bundle that ships, the published world, and a bundle"
-        " recorded on a CPU, where drafting is dear)",
+        " (default: the best measured bundle that ships, and the published world)",
     )  # fmt: skip
     made.add_argument(
         "--policy", type=options.policy_list, default=",".join(registry.names()),
