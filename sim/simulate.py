@@ -177,7 +177,8 @@ def check(
             raise ValueError(
                 f"request {largest} needs {tokens[largest]} KV tokens (prompt, output and one"
                 f" block), but the cache holds {engine.blocks * engine.block_tokens};"
-                " raise --kv-tokens"
+                " raise --kv-tokens (unset, it is what the latency profile covers: beyond that take"
+                " another --latency or --extrapolate)"
             )
 
 
