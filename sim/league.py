@@ -145,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     made = parser()
     args = made.parse_args(argv)
     try:
-        document = league(args)
+        document = league(args) | {"command": command(made.prog, argv)}
         path = args.out / "league.json"
         part = path.with_suffix(".part")
         part.write_text(json.dumps(document, indent=1) + "\n")
@@ -156,6 +156,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     print("written: " + ", ".join(map(str, [path, *written])))
     return 0
+
+
+def command(prog: str, argv: Sequence[str] | None) -> str:
+    """The command line without the options that leave its result alone."""
+    words = iter(sys.argv[1:] if argv is None else argv)
+    kept = [w for w in words if w not in ("--jobs", "--out", "--page") or not next(words, "")]
+    return " ".join((prog, *kept))
 
 
 def league(args: argparse.Namespace) -> Document:
@@ -172,7 +179,8 @@ def league(args: argparse.Namespace) -> Document:
     gammas = {s: cells.world(s.words)[1].traces.gamma for s in settings}
     setup.check_policies(args.policy, min(gammas.values()))
     seeds = [args.base_seed + k for k in range(args.replications)]
-    run = Runner(farm.Store(args.out / "cells.jsonl"), args.jobs)
+    data = {f"{s.bundle}/{f}": h for s in settings for f, h in _hashes(s).items()}
+    run = Runner(farm.Store(args.out / "cells.jsonl", farm.made_with(data)), args.jobs)
     static = _best_static(settings, gammas, seeds[0], run) if STATIC in args.policy else {}
     plan = [
         Cell(s.words, static[s] if policy == STATIC else policy, seed)
@@ -223,6 +231,10 @@ def _settings(
         words = (*shared, *rate, "--requests", str(count), "--slo", slo)
         found.append(Setting(label, scenario, load, words))
     return found
+
+
+def _hashes(s: Setting) -> dict[str, str]:
+    return cells.world(s.words)[1].hashes
 
 
 def _users(made: setup.Setup) -> int:

@@ -88,7 +88,9 @@ def robustness(args: argparse.Namespace) -> Document:
         for seed in seeds
         for policy in matrix.rows
     ]
-    run = Runner(farm.Store(args.out / "cells.jsonl"), args.jobs)
+    worlds = {words: cells.world(words)[1] for words in dict.fromkeys(cell.words for cell in plan)}
+    data = {f"{made.bundle}/{f}": h for made in worlds.values() for f, h in made.hashes.items()}
+    run = Runner(farm.Store(args.out / "cells.jsonl", farm.made_with(data)), args.jobs)
     found = dict(zip(plan, run(plan), strict=True))
     return {
         "seeds": seeds,
