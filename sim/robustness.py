@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from sim import farm, options
+from sim import cells, farm, options
 from sim.cells import Cell
 from sim.experiments import Runner, value
 from sim.folder import provenance
