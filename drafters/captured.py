@@ -10,19 +10,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from drafters.base import Proposal, Sampler
 from drafters.beliefs import raw_confidences
 from drafters.graphs import Inputs, Replay
+from drafters.judging import Uniforms
 from drafters.module import DraftModule
 from drafters.paging import PagedCache, PassInputs
 from drafters.request import Running
 from drafters.target import Target
-
-Uniforms = npt.NDArray[np.float64]
 
 
 class CapturedPass:

@@ -14,14 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drafters.acceptance import Drafts, judge_greedy, verify
 from drafters.base import Drafter, Proposal, Sampler
 from drafters.batch import make_batch
 from drafters.beliefs import raw_confidences
 from drafters.block import BlockDrafter
-from drafters.captured import CapturedDraft, CapturedPass, Uniforms
+from drafters.captured import CapturedDraft, CapturedPass
 from drafters.graphs import captured_sizes, memory_pool, next_size, powers_of_two, say_once
-from drafters.kernels.noise import host_uniforms
+from drafters.judging import Uniforms, first_tokens, judge, temperatures_of, uniforms_of
 from drafters.module import DraftModule
 from drafters.paging import BlockPool, PagedCache, PassInputs
 from drafters.request import Running
@@ -170,7 +169,9 @@ class Runner:
         self.extend(rows)
         heat = [row.request.temperature for row in rows]
         hot = any(heat)
-        uniforms = self._uniforms(rows)[:, :longest] if hot else np.zeros((len(rows), longest))
+        uniforms = (
+            uniforms_of(rows, self.gamma)[:, :longest] if hot else np.zeros((len(rows), longest))
+        )
         if self.captures_drafts:
             count = next_size(self.counts, len(rows))
             captured = self._captured_draft(count, longest, hot and self._draws_apart)
@@ -190,7 +191,7 @@ class Runner:
     ) -> tuple[Proposal, list[list[int]], Uniforms]:
         anchors = self._tensor([row.tokens[-1] for row in rows])
         positions = self._tensor([row.cached for row in rows])
-        heat = self._temperatures(rows)
+        heat = temperatures_of(rows, self.device)
         fused = self.device.type == "cuda"
         drawn = torch.from_numpy(uniforms).to(self.device)
         sampler = Sampler(heat, drawn, any_hot=hot, fused=fused)
@@ -247,13 +248,16 @@ class Runner:
             if row.kept[1]:
                 self._set_aside(row)
         done = self._pass(rows, parts, decoding)
-        accepted, following = self._judge(rows[:decoding], lengths, done, block)
+        accepted, following = judge(
+            rows[:decoding], drafts, block.proposal if block else None, lengths,
+            done.logits, done.choices, self.gamma,
+        )  # fmt: skip
         heads = [
             (row, last)
             for (row, chunk), last in zip(joining, done.last, strict=True)
             if row.ends_prefill(chunk)
         ]
-        following += self._first_tokens(heads, done)
+        following += first_tokens(heads, done.logits, done.choices, self.gamma)
         if self.drafter is not None:
             kept = [1 + a for a in accepted] + chunks
             self._keep_features(rows, done.features, parts, kept)
@@ -308,43 +312,6 @@ class Runner:
         row.pending.append(self._features[start : start + count].clone())
         row.kept = 0, 0
 
-    def _judge(
-        self, rows: Sequence[Running], lengths: list[int], done: Pass, block: Block | None
-    ) -> tuple[list[int], list[int]]:
-        """Accepted drafts and next token of each decoding row."""
-        if not rows:
-            return [], []
-        verified = len(rows) + sum(lengths)
-        if not any(row.request.temperature for row in rows):
-            drafts = block.tokens if block else [[]] * len(rows)
-            return judge_greedy(done.choices[:verified].tolist(), drafts, lengths)
-        logits = done.logits[:verified]
-        cu_rows = self._tensor([0, *accumulate(1 + length for length in lengths)])
-        drawn = torch.from_numpy(self._uniforms(rows)).to(self.device)
-        if block is None:
-            tokens, law = cu_rows.new_empty((len(rows), 0)), None
-            draft_logits = logits.new_empty((len(rows), 0, logits.shape[1]))
-        else:
-            tokens, draft_logits, law = (
-                block.proposal.tokens, block.proposal.logits, block.proposal.law,
-            )  # fmt: skip
-        accept = drawn[:, self.gamma : self.gamma + tokens.shape[1]]
-        drafts = Drafts(tokens, draft_logits, accept, drawn[:, -1].contiguous(), law)
-        verdict = verify(logits, cu_rows, drafts, self._temperatures(rows))
-        accepted, following = torch.stack((verdict.accepted, verdict.next_tokens)).tolist()
-        return accepted, following
-
-    def _first_tokens(self, heads: list[tuple[Running, int]], done: Pass) -> list[int]:
-        """What follows each finished prompt; ``heads`` pairs a row with its row of logits."""
-        if not heads:
-            return []
-        rows, at = [row for row, _ in heads], self._tensor([last for _, last in heads])
-        if not any(row.request.temperature for row in rows):
-            return done.choices[at].tolist()
-        uniforms = torch.from_numpy(self._uniforms(rows)[:, -1:]).to(self.device)
-        sampler = Sampler(self._temperatures(rows), uniforms, any_hot=True)
-        return sampler(0, done.logits[at].float()).tolist()
-
     # --- rest ---
 
     def move(self, source: int, destination: int, row: Running) -> None:
@@ -360,13 +327,3 @@ class Runner:
 
     def _tensor(self, values: list[int] | list[list[int]]) -> Tensor:
         return torch.tensor(values, dtype=torch.long, device=self.device)
-
-    def _temperatures(self, rows: Sequence[Running]) -> Tensor:
-        heat = [row.request.temperature for row in rows]
-        return torch.tensor(heat, dtype=torch.float32, device=self.device)
-
-    def _uniforms(self, rows: Sequence[Running]) -> Uniforms:
-        """[n, 2 gamma + 1] of each row's own next round: drafts, acceptances, next token."""
-        rounds = np.array([row.rounds + bool(row.generated) for row in rows], dtype=np.int64)
-        streams = np.array([row.stream for row in rows], dtype=np.int64)
-        return host_uniforms(streams, rounds, 2 * self.gamma + 1)
