@@ -25,7 +25,8 @@ import drafters
 from drafters.base import Drafter
 from drafters.errors import UserError
 from drafters.graphs import wanted
-from drafters.profile import Cell, Grid, Profiler, cells
+from drafters.grids import Cell, Grid, cells
+from drafters.profile import Profiler
 from drafters.provenance import measured
 from drafters.shapes import random_drafter, random_target
 from drafters.target import Target, load_target

@@ -8,6 +8,7 @@ from pathlib import Path
 from drafters import profile
 from drafters.base import Drafter
 from drafters.errors import UserError
+from drafters.grids import grid
 from drafters.target import Target
 from gpu_traces.bundle import Bundle, list_bundles, read_bundle
 from gpu_traces.fit import fit_latency
@@ -102,7 +103,7 @@ def measured_cost(
     policy: Policy, target: Target, drafter: Drafter | None, graphs: bool = False
 ) -> tuple[CostTable, str]:
     """What the engine finds when it profiles itself at the start, as vLLM does."""
-    steps = profile.measure(target, drafter, profile.grid("quick"), graphs)
+    steps = profile.measure(target, drafter, grid("quick"), graphs)
     model, _ = fit_latency(
         steps, name="start-up", gamma=drafter.gamma if drafter else DEFAULT_GAMMA
     )

@@ -10,12 +10,11 @@ real architecture: latency only.
 from __future__ import annotations
 
 import argparse
-import itertools
 import random
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +26,7 @@ from drafters.devices import usable
 from drafters.engine import Engine, EngineConfig
 from drafters.errors import UserError, exit_code
 from drafters.graphs import next_size, wanted
+from drafters.grids import GRIDS, Cell, Grid, cells, grid, lengths_of
 from drafters.paging import BlockPool
 from drafters.progress import progress
 from drafters.provenance import measured
@@ -41,75 +41,6 @@ from policies.registry import create
 
 COMMITTED = 3  # tokens that the drafter takes in before it drafts, a typical round's gain
 OVERHEAD_STEPS = 12
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Shapes to measure, and how often."""
-
-    requests: tuple[int, ...]
-    block: tuple[int, ...]
-    """Tokens per request in a verification pass: the anchor and its drafts."""
-    contexts: tuple[int, ...]
-    """Cached tokens per request."""
-    prefill: tuple[int, ...]
-    """Prompt tokens prefilled in one pass."""
-    most_cached: int
-    """Leave out cells with more cached tokens than this, all requests together."""
-    repetitions: int = 5
-
-
-GRIDS = {
-    "tiny": Grid((1, 2, 4), (1, 4), (8, 16), (8, 16), 64, repetitions=3),
-    "quick": Grid((1, 4, 16), (1, 2, 4, 8), (256,), (128, 512), 8192, repetitions=3),
-    "cpu": Grid((1, 2, 4, 8, 16, 32, 64), (1, 2, 4, 8), (128, 384, 1024), (32, 128, 512), 16384),
-    "cuda": Grid(
-        (1, 2, 4, 8, 16, 32, 64, 128, 256),
-        (1, 2, 3, 4, 6, 8),
-        (256, 1024, 4096),
-        (128, 512, 2048, 8192),
-        524288,
-        repetitions=15,
-    ),
-}
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One shape; fields are columns of the ``steps`` table."""
-
-    mode: str
-    requests: int
-    tokens: int
-    context_tokens: int
-    draft_length: int = 0
-    ragged: bool = False
-
-
-def grid(name: str) -> Grid:
-    """A named grid; UserError lists the known ones."""
-    if name not in GRIDS:
-        raise UserError(f"unknown grid {name!r}; known: {', '.join(GRIDS)}")
-    return GRIDS[name]
-
-
-def cells(shapes: Grid, gamma: int) -> list[Cell]:
-    """Every cell of a grid for blocks of up to ``gamma`` drafts (0: no drafter)."""
-    made = []
-    for r, context in itertools.product(shapes.requests, shapes.contexts):
-        if r * context > shapes.most_cached:
-            continue
-        blocks = [b for b in shapes.block if b <= gamma + 1]
-        made += [Cell("verify", r, r * b, context) for b in blocks]
-        if r > 1 and max(blocks) > 2:
-            made.append(Cell("verify", r, r * (max(blocks) // 2), context, ragged=True))
-        made += [
-            Cell("draft", r, 0, context, k) for k in sorted({1, (gamma + 1) // 2, gamma}) if gamma
-        ]
-    made += [Cell("prefill", 1, tokens, 0) for tokens in shapes.prefill]
-    if gamma:
-        made += [Cell("refill", 1, tokens, 0) for tokens in shapes.prefill]
-    return made
 
 
 class Profiler:
@@ -195,7 +126,7 @@ class Profiler:
                 else:
                     row.pending = [self.features[:count]]
             return lambda: self.runner.draft(rows)
-        lengths, block = _lengths(cell), None
+        lengths, block = lengths_of(cell), None
         if max(lengths):
             tokens = torch.zeros(cell.requests, max(lengths), dtype=torch.long)
             raw = np.zeros(tokens.shape)
@@ -243,16 +174,6 @@ class Profiler:
         while engine.busy and len(engine.log) < OVERHEAD_STEPS:
             engine.step()
         return engine.log.columns
-
-
-def _lengths(cell: Cell) -> list[int]:
-    """Draft tokens per request of a verification cell: even, or as uneven as they can be."""
-    each = cell.tokens // cell.requests - 1
-    if not cell.ragged:
-        return [each] * cell.requests
-    return [0 if i % 2 else 2 * each for i in range(cell.requests - cell.requests % 2)] + [each] * (
-        cell.requests % 2
-    )
 
 
 def measure(

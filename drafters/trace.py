@@ -27,6 +27,7 @@ from drafters.base import CONFIDENCE_DTYPE, Drafter
 from drafters.checkpoint import load
 from drafters.coupling import Coupled, softmax
 from drafters.errors import UserError, exit_code
+from drafters.grids import GRIDS, grid
 from drafters.progress import progress
 from drafters.provenance import measured
 from drafters.sampling import request_uniforms
@@ -223,7 +224,7 @@ class Recording:
         """Stage 3: step latencies of this machine, target and drafter."""
         path = self.work / "steps.parquet"
         if not path.exists():
-            steps = profile.measure(self.target, self.drafter, profile.grid(self.args.grid))
+            steps = profile.measure(self.target, self.drafter, grid(self.args.grid))
             steps.to_parquet(path.with_suffix(".tmp"))
             path.with_suffix(".tmp").rename(path)
         return pd.read_parquet(path)
@@ -275,7 +276,7 @@ def parser() -> argparse.ArgumentParser:
     add("--limit", type=int, default=0, help="prompts at most, evenly over domains; 0: all")
     add("--temperatures", type=float, nargs="+", default=[0.0, 1.0], help="0, 1 or both")
     add("--max-new", type=int, default=256, help="response tokens at most")
-    add("--grid", choices=tuple(profile.GRIDS), default="cpu", help="latency grid")
+    add("--grid", choices=tuple(GRIDS), default="cpu", help="latency grid")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="precision")
     add("--device", default="cpu", help="torch device")
     add("--hardware", default="", help="machine name in the manifest; empty: detected")

@@ -44,7 +44,8 @@ def test_round_trip(family: str, tmp_path: Path) -> None:
     tokens = torch.arange(9)
     features = features_of(TARGET, drafter, tokens[None])
     ours, theirs = (d.draft_logits(features, tokens, 8) for d in (again, drafter))
-    assert torch.equal(ours.logits, theirs.logits)
+    # Products of equal numbers round by where their arrays lie in memory.
+    torch.testing.assert_close(ours.logits, theirs.logits)
 
 
 @pytest.mark.parametrize("family", ["rnn", "eagle3"])

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from drafters.errors import UserError
-from drafters.profile import GRIDS, Grid, _lengths, cells, grid, main, measure
+from drafters.grids import GRIDS, Grid, cells, grid, lengths_of
+from drafters.profile import main, measure
 from drafters.shapes import SHAPES, random_drafter, random_target
 from gpu_traces.bundle import read_bundle
 from gpu_traces.fit import fit_latency
@@ -39,7 +40,7 @@ def test_grids_stay_within_their_limits(name: str) -> None:
     assert all(c.requests * c.context_tokens <= shapes.most_cached for c in made)
     for cell in made:
         if cell.mode == "verify":
-            lengths = _lengths(cell)
+            lengths = lengths_of(cell)
             assert sum(lengths) + cell.requests == cell.tokens
             assert max(lengths) <= GAMMA
             assert cell.ragged == (len(set(lengths)) > 1)
