@@ -76,6 +76,17 @@ def positive(text: str) -> float:
     return value
 
 
+def at_least_zero(text: str) -> float:
+    """An argparse type: a finite number, 0 or more."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number, 0 or more")
+    return value
+
+
 def share(text: str) -> float:
     """An argparse type: a number above 0 and at most 1."""
     value = positive(text)
@@ -240,7 +251,12 @@ def add_deployment(parser: argparse.ArgumentParser) -> None:
         help="seconds after arrival at which the service gives a request up",
     )  # fmt: skip
     group.add_argument(
-        "--horizon", type=float, default=0.0,
+        "--patience", type=positive, default=math.inf, metavar="SECONDS",
+        help="mean of the exponential time after arrival at which a client cancels (not with a"
+        " closed loop of requests)",
+    )  # fmt: skip
+    group.add_argument(
+        "--horizon", type=at_least_zero, default=0.0,
         help="simulated seconds after which a run stops; 0: a bound that only overload reaches",
     )  # fmt: skip
     group.add_argument(

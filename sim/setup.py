@@ -57,6 +57,8 @@ class Setup:
     method: Method = "time_scale"
     """How a scenario or file is brought to another rate."""
     slos: Slos = DEFAULTS
+    patience_s: float = np.inf
+    """Mean of the exponential time after which a client cancels its request."""
     drifts: bool = False
     """Whether the later half of the requests replays the stale copies in ``traces``."""
 
@@ -72,7 +74,21 @@ class Setup:
         has as many users as the concurrency says, and no rate.
         """
         entropy = self.seed if seed is None else seed
-        traffic, binding = children(np.random.SeedSequence(entropy, spawn_key=(1,)), 2)
+        sources = children(np.random.SeedSequence(entropy, spawn_key=(1,)), 3)
+        work = self._requests(rate_rps, entropy, *sources[:2])
+        if not np.isfinite(self.patience_s):
+            return work
+        draws = np.random.default_rng(sources[2]).exponential(self.patience_s, work.requests)
+        note = f"clients give up after {self.patience_s:g} s on average (exponential)"
+        return replace(work, patience_s=draws, notes=(*work.notes, note))
+
+    def _requests(
+        self,
+        rate_rps: float | None,
+        entropy: int,
+        traffic: np.random.SeedSequence,
+        binding: np.random.SeedSequence,
+    ) -> Workload:
         if self.scenario == OWN:
             if rate_rps is None:
                 raise ValueError("the bundle's own prompts have no recorded rate; give --load")
@@ -164,6 +180,7 @@ def build(args: argparse.Namespace) -> Setup:
         calibration=calibration,
         method=args.rate_method,
         slos=args.slo,
+        patience_s=args.patience,
         drifts=args.drift > 0,
     )
     if made.closed and not args.concurrency:

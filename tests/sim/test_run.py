@@ -131,6 +131,15 @@ def test_trouble_is_told(call) -> None:
     assert "preemptions (KV cache full)" in text
 
 
+def test_impatient_clients_cancel(call) -> None:
+    """With a mean patience near the median stay a good part cancels; the note says so."""
+    document, text = call("--policy", "none", "--load", "high", "--patience", "0.1")
+    statuses = document["policies"]["none"]["requests_by_status"]
+    assert 10 < statuses["cancelled"] < 110
+    assert sum(statuses.values()) == 120
+    assert "clients give up after 0.1 s on average" in text
+
+
 def test_overload_is_named_and_ends(call) -> None:
     document, text = call("--load", "2000", "--policy", "none", "--requests", "400")
     assert "unstable: queue grew from" in document["policies"]["none"]["unstable"]
@@ -161,6 +170,8 @@ def test_export_is_a_policy_file(call, tmp_path: Path) -> None:
         (["--max-requests", "100000"], "profiled to"),
         (["--kv-tokens", "16"], "raise --kv-tokens"),
         (["--slo", "vip:ttft=1"], "unknown SLO class 'vip'; known: interactive"),
+        (["--horizon", "-5"], "must be a number, 0 or more"),
+        (["--patience", "0"], "must be a number above 0"),
         (["--outage", "3@1"], "must be GROUP@SECONDS+SECONDS"),
         (["--group-size", "2"], "can't form lock-step groups of 2"),
     ],
