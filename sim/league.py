@@ -49,6 +49,8 @@ REQUESTS = {
     "gamma": 600,
 }
 """Requests of a run at high load; other loads in proportion, so that all last as long."""
+SETTLED = 64
+"""A machine that runs fewer requests at once settles sooner: its runs are cut by the square root."""
 SPEED = "tok_s_per_user_p50"
 """What policies are ranked by."""
 METRICS = (
@@ -213,8 +215,9 @@ def _settings(
     """The loads of a scenario; a closed loop's are users, as shares of the batch cap."""
     shared = (*bundle, "--scenario", scenario, "--extrapolate", "--prefix-cache")
     closed = ("--concurrency", "1") if scenario == "agentic" else ()
-    body = ("--requests", str(max(256, round(size * REQUESTS[scenario]))))
+    body = ("--requests", str(max(256, REQUESTS[scenario])))
     _, made = cells.world((*shared, *closed, *body))
+    size *= min(1.0, (_users(made) / SETTLED) ** 0.5)
     lone_s = made.latency.step_time_s(0, 0, 1)
     ttft_s, tpot_s = (passes * lone_s for passes in LONE_PASSES.values())
     slo = (
