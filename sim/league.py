@@ -50,7 +50,7 @@ REQUESTS = {
 }
 """Requests of a run at high load; other loads in proportion, so that all last as long."""
 SETTLED = 64
-"""A machine that runs fewer requests at once settles sooner: its runs are cut by the square root."""
+"""Machines that run fewer requests at once settle sooner: their runs are cut by the square root."""
 SPEED = "tok_s_per_user_p50"
 """What policies are ranked by."""
 METRICS = (
