@@ -18,7 +18,6 @@ verification lengths 1..gamma visit them.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import zlib
 from collections.abc import Callable
@@ -32,7 +31,7 @@ import pandas as pd
 from scipy.optimize import minimize
 from scipy.special import expit, logit
 
-from drafters.errors import UserError
+from drafters.errors import UserError, exit_code
 from drafters.online import OnlineLogistic
 from drafters.reliability import (
     area_under_curve,
@@ -41,8 +40,10 @@ from drafters.reliability import (
     prefix_outcomes,
     reliability,
 )
-from gpu_traces.bundle import Bundle, BundleError, Calibration, read_bundle
+from gpu_traces.bundle import Bundle, Calibration, read_bundle
 from gpu_traces.calibration import EDGE, calibrate
+from gpu_traces.commands import Parser
+from gpu_traces.files import replacing
 from gpu_traces.walk import anchor_response, room, walked_anchors
 
 Floats = npt.NDArray[np.float64]
@@ -277,10 +278,8 @@ def calibrate_bundle(
 
 def write_calibration(bundle: Bundle, calibrations: list[Calibration]) -> None:
     """Put calibrations (one per temperature) into the bundle's manifest, by rename."""
-    path = bundle.folder / "manifest.json"
-    temporary = path.with_suffix(".json.tmp")
-    temporary.write_text(replace(bundle.manifest, calibration=tuple(calibrations)).dump())
-    os.replace(temporary, path)
+    with replacing(bundle.folder / "manifest.json") as path:
+        path.write_text(replace(bundle.manifest, calibration=tuple(calibrations)).dump())
 
 
 def markdown(table: pd.DataFrame) -> str:
@@ -301,17 +300,13 @@ def markdown(table: pd.DataFrame) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="python -m drafters.calibrate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    made = Parser("python -m drafters.calibrate", __doc__)
     made.add_argument("bundle", help="bundle folder, or the name of one that ships")
     made.add_argument(
         "--method",
         choices=(*METHODS, "none"),
         default="sts+bias",
-        help="what goes into the manifest (default: %(default)s); none removes what is there",
+        help="what goes into the manifest; none removes what is there",
     )
     made.add_argument("--dense", action="store_true", help="weigh all anchors alike")
     made.add_argument("--dry-run", action="store_true", help="print only, leave the manifest")
@@ -334,12 +329,8 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    try:
-        run(parser().parse_args(argv))
-    except (UserError, BundleError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    args = parser().parse_args(argv)
+    return exit_code(lambda: run(args), "stopped; the manifest is as it was")
 
 
 if __name__ == "__main__":

@@ -32,10 +32,10 @@ from drafters.campaign_pack import files_under, read_parts, write_parts
 from drafters.campaign_run import Campaign
 from drafters.campaign_stages import SHARES, Plan, choose_stages, tasks
 from drafters.campaign_weights import join_target, split_target
-from drafters.errors import UserError
-from gpu_traces.manifest import BundleError
+from drafters.errors import UserError, exit_code
+from gpu_traces.commands import Parser
 
-DONE, FAILED, WRONG, GO_ON, STOPPED = 0, 1, 2, 3, 130
+DONE, FAILED, GO_ON = 0, 1, 3
 WORKING_FILES = ("shards", "responses", "prompts")
 """Folders that only a resumed campaign needs; packed on request."""
 
@@ -125,11 +125,7 @@ def report(args: argparse.Namespace) -> int:
 
 def run_parser() -> argparse.ArgumentParser:
     """Options of the campaign itself."""
-    made = argparse.ArgumentParser(
-        prog="python -m drafters.campaign",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    made = Parser("python -m drafters.campaign", __doc__)
     add, names = made.add_argument, ", ".join(SHARES)
     add("--minutes", type=float, required=True, help="time that this call may take")
     add("--out", type=Path, required=True, help="folder of the campaign; goes on if it is there")
@@ -149,7 +145,7 @@ def run_parser() -> argparse.ArgumentParser:
 
 def verb_parser() -> argparse.ArgumentParser:
     """Options of the verbs beside it."""
-    made = argparse.ArgumentParser(prog="python -m drafters.campaign")
+    made = Parser("python -m drafters.campaign")
     verbs = made.add_subparsers(dest="verb", required=True)
     for name, work in VERBS.items():
         verb = verbs.add_parser(name, help=(work.__doc__ or "").rstrip("."))
@@ -191,14 +187,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        code: int = args.work(args)
-        return code
-    except (UserError, BundleError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return WRONG
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on where it was", file=sys.stderr)
-        return STOPPED
+        return exit_code(lambda: args.work(args), "stopped; the same command goes on where it was")
     finally:
         signal.signal(signal.SIGTERM, before)
 

@@ -23,14 +23,15 @@ import torch
 
 import drafters
 from drafters.base import Drafter
-from drafters.errors import UserError
+from drafters.errors import UserError, exit_code
 from drafters.graphs import wanted
 from drafters.grids import Cell, Grid, cells
 from drafters.profile import Profiler
 from drafters.provenance import measured
 from drafters.shapes import random_drafter, random_target
 from drafters.target import Target, load_target
-from gpu_traces.bundle import BundleError, write_bundle
+from gpu_traces.bundle import write_bundle
+from gpu_traces.commands import Parser
 
 LEAST_REPETITIONS = 3
 MOST_REPETITIONS = 15
@@ -181,11 +182,7 @@ def run(args: argparse.Namespace) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """Options of the command."""
-    made = argparse.ArgumentParser(
-        prog="python -m drafters.campaign_latency",
-        description=__doc__.partition("\n\n")[2],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    made = Parser("python -m drafters.campaign_latency", __doc__.partition("\n\n")[2])
     add = made.add_argument
     add("--target", default="smollm2-135m", help="fetched name, local folder or hub id")
     add("--shape", default="", help="random target of this architecture instead, as qwen3-8b")
@@ -207,12 +204,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     args = parser().parse_args(argv)
     args.command_line = argv
-    try:
-        run(args)
-    except (UserError, BundleError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: run(args), "stopped; finished drafters are kept")
 
 
 if __name__ == "__main__":

@@ -24,28 +24,29 @@ import torch
 import drafters
 from drafters.calibrate import calibrate_bundle, write_calibration
 from drafters.campaign_latency import as_served, write_latency_bundles
-from drafters.errors import UserError
+from drafters.errors import UserError, exit_code
 from drafters.generate import whole_lines
 from drafters.provenance import measured
+from drafters.responses import Row, read_responses
 from drafters.target import load_target
-from drafters.trace import _response_table, dense_group
-from gpu_traces.bundle import BundleError, read_bundle, write_bundle
+from drafters.trace import _response_table, check_confidences, dense_group
+from gpu_traces.bundle import read_bundle, write_bundle
+from gpu_traces.commands import Parser
+from gpu_traces.files import replacing
 
 SHARD = 16  # responses in a file: what a kill can lose
 
 
-def read_responses(path: Path, limit: int = 0) -> list[dict[str, Any]]:
+def sorted_responses(path: Path, limit: int = 0) -> list[Row]:
     """Responses of over one token in the order of their prompts' hashes, at most ``limit``."""
-    rows = [json.loads(line) for line in whole_lines(path)]
-    kept = sorted((r for r in rows if len(r["response_tokens"]) > 1), key=lambda r: r["name"])
-    if not kept:
-        raise UserError(f"{path} holds no responses; run stage generate first")
+    whole_lines(path)  # cuts off what a killed run left of a line
+    kept = sorted(read_responses(path), key=lambda r: r["name"])
     return kept[:limit] if limit else kept
 
 
 def anchors(args: argparse.Namespace) -> None:
     """Record shards until all are there or the time is spent."""
-    rows = read_responses(args.responses, args.limit)
+    rows = sorted_responses(args.responses, args.limit)
     target = load_target(args.target, getattr(torch, args.dtype), args.device)
     drafter = drafters.load(args.drafter, target)
     args.shards.mkdir(parents=True, exist_ok=True)
@@ -61,11 +62,11 @@ def anchors(args: argparse.Namespace) -> None:
             return
         mine = rows[first : first + SHARD]
         made = dense_group(target, drafter, mine, args.seed)
+        check_confidences(made["confidence"], f"{first} to {first + len(mine) - 1}")
         counts = [len(row["response_tokens"]) - 1 for row in mine]
         made["request_id"] = np.repeat(np.arange(first, first + len(mine)), counts)
-        temporary = path.with_suffix(".tmp.npz")
-        np.savez(temporary, **made)
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            np.savez(temporary, **made)
     print(f"all of {len(rows)} responses" + (f", part {part}/{parts}" if parts > 1 else ""))
 
 
@@ -91,7 +92,7 @@ def bundle(args: argparse.Namespace) -> None:
     if args.limit:
         kept_rows = columns["request_id"] < args.limit
         columns = {name: values[kept_rows] for name, values in columns.items()}
-    rows = read_responses(args.responses)
+    rows = sorted_responses(args.responses)
     recorded = np.unique(columns["request_id"])
     columns["request_id"] = np.searchsorted(recorded, columns["request_id"])
     kept = [rows[i] for i in recorded]
@@ -144,11 +145,7 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """Options of both verbs."""
-    made = argparse.ArgumentParser(
-        prog="python -m drafters.campaign_traces",
-        description=__doc__.partition("\n\n")[2],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    made = Parser("python -m drafters.campaign_traces", __doc__.partition("\n\n")[2])
     verbs = made.add_subparsers(dest="verb", required=True)
     for name, work in (("anchors", anchors), ("bundle", bundle)):
         verb = verbs.add_parser(name, help=(work.__doc__ or "").splitlines()[0])
@@ -176,16 +173,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code 0, or 2 after one line on stderr."""
+    """Exit code 0, 2 after one line on stderr, 130 when stopped."""
     argv = sys.argv[1:] if argv is None else argv
     args = parser().parse_args(argv)
     args.command_line = argv
-    try:
-        args.work(args)
-    except (UserError, BundleError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: args.work(args), "stopped; finished shards are kept")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,9 @@ file (they are the target's, 57 MB in bf16) and takes them from the target at lo
 from __future__ import annotations
 
 import json
-import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,8 @@ from drafters.errors import UserError
 from drafters.module import DraftModule
 from drafters.mtp import MTPDrafter
 from drafters.ngram import NgramDrafter
-from drafters.target import Target
+from drafters.target import HUB_ID, Target
+from gpu_traces.files import replacing
 
 SHARED = ("embed_tokens.weight", "lm_head.weight")
 SHIPPED = Path(__file__).parent / "checkpoints"
@@ -98,6 +101,12 @@ def find(source: str) -> Path:
     for folder in (Path(source), SHIPPED / source):
         if folder.is_dir():
             return folder
+    shipped = ", ".join(sorted(p.name for p in SHIPPED.glob("*/"))) or "none ships"
+    if not HUB_ID.fullmatch(source):
+        raise UserError(
+            f"no drafter {source!r}: not a folder, not one that ships ({shipped}), no hub id"
+            " OWNER/NAME"
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -105,7 +114,6 @@ def find(source: str) -> Path:
     try:
         return Path(snapshot_download(source, allow_patterns=wanted))
     except (OSError, ValueError, HfHubHTTPError, HFValidationError) as error:
-        shipped = ", ".join(sorted(p.name for p in SHIPPED.glob("*/"))) or "none ships"
         reason = str(error).strip().splitlines()[0]
         raise UserError(
             f"no drafter {source!r}: not a folder, not one that ships ({shipped}), and the hub"
@@ -133,6 +141,9 @@ def _check_weights(found: dict[str, Tensor], wanted: dict[str, Tensor], path: st
             f"{path}: {len(unknown)} keys do not belong to what config.json says: "
             + ", ".join(unknown)
         )
+    for name, tensor in found.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise UserError(f"{path}: {name} holds NaN or infinity; the checkpoint is damaged")
     for name, tensor in wanted.items():
         if found[name].shape != tensor.shape:
             raise UserError(
@@ -159,12 +170,26 @@ def save_drafter(
     }
     if len({w.data_ptr() for w in weights.values()}) < len(weights):  # a tied head: store both
         weights = {name: tensor.clone() for name, tensor in weights.items()}
-    temporary = folder / "model.safetensors.tmp"
-    save_file(weights, temporary, metadata={"format": "pt"})
-    os.replace(temporary, folder / "model.safetensors")
-    temporary = folder / "config.json.tmp"
-    temporary.write_text(json.dumps(config_json(drafter.config, shares, dtype), indent=2) + "\n")
-    os.replace(temporary, folder / "config.json")
+    with storing(folder / "model.safetensors") as path:
+        save_file(weights, path, metadata={"format": "pt"})
+    with storing(folder / "config.json") as path:
+        path.write_text(json.dumps(config_json(drafter.config, shares, dtype), indent=2) + "\n")
+
+
+@contextmanager
+def storing(path: Path) -> Iterator[Path]:
+    """``gpu_traces.files.replacing`` for what torch writes; UserError when that fails, with the
+    room on the disk, because torch does not say that it is full."""
+    try:
+        with replacing(path) as temporary:
+            yield temporary
+    except (OSError, RuntimeError, SafetensorError) as error:
+        above = next(p for p in path.absolute().parents if p.exists())
+        free_mb = shutil.disk_usage(above).free / 1e6
+        raise UserError(
+            f"{path} could not be written ({str(error).splitlines()[0]}; {free_mb:,.0f} MB free"
+            " there); what it held before is kept"
+        ) from None
 
 
 def config_json(

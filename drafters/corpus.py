@@ -6,7 +6,6 @@ tokens above a floor) are kept in memory in 16 bits up to a limit, and recompute
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from drafters.errors import UserError
+from drafters.responses import read_responses
 from drafters.target import Target
 
 PROBABILITY_FLOOR = 2e-3  # tokens below it everywhere in a sequence share the loss's rest bucket
@@ -47,13 +47,10 @@ class Supervision:
         return sum(x.numel() * x.element_size() for x in parts)
 
 
-def load_sequences(path: str | Path, longest: int) -> list[Sequence]:
+def load_sequences(path: str | Path, longest: int, vocab_size: int | None = None) -> list[Sequence]:
     """Sequences of at most ``longest`` tokens from the output of ``drafters.generate``."""
-    if not Path(path).exists():
-        raise UserError(f"{path} does not exist; make it with python -m drafters.generate")
     sequences = []
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
+    for row in read_responses(Path(path), vocab_size):
         tokens = row["prompt_tokens"] + row["response_tokens"]
         if len(row["response_tokens"]) > 2 and len(tokens) <= longest:
             sequences.append(Sequence(torch.tensor(tokens), len(row["prompt_tokens"])))

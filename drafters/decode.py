@@ -26,7 +26,7 @@ import drafters
 from drafters.base import Drafter
 from drafters.devices import usable
 from drafters.engine import Engine, EngineConfig
-from drafters.errors import UserError
+from drafters.errors import UserError, exit_code
 from drafters.generate import spread
 from drafters.graphs import wanted
 from drafters.policy_choice import Choice, choose
@@ -37,7 +37,8 @@ from drafters.records import PARTS, request_columns
 from drafters.request import Running
 from drafters.target import Target, encode_chat, load_target, load_tokenizer, stop_tokens
 from drafters.traffic import make_requests, read_arrivals
-from gpu_traces.bundle import BundleError, write_bundle
+from gpu_traces.bundle import check_place, write_bundle
+from gpu_traces.commands import Parser, at_least_zero, whole
 
 
 @dataclass
@@ -140,24 +141,6 @@ def write(
     (args.out / "responses.jsonl").write_text(lines, encoding="utf-8")
 
 
-def check_options(args: argparse.Namespace) -> None:
-    """UserError for a value out of range, before anything is loaded."""
-    for name, low in (
-        ("concurrency", 1),
-        ("max_new", 1),
-        ("max_context", 2),
-        ("limit", 0),
-        ("kv_tokens", 0),
-        ("max_step_tokens", 1),
-    ):
-        if getattr(args, name) < low:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)} must be >= {low}")
-    if args.temperature < 0:
-        raise UserError(f"--temperature {args.temperature:g} must be 0 (greedy) or above")
-    if args.out.exists() and not args.force:
-        raise UserError(f"{args.out} exists; choose another --out or overwrite with --force")
-
-
 def load_models(args: argparse.Namespace) -> tuple[Target, Drafter | None]:
     """Target and drafter; none for the policy ``none``, which drafts nothing."""
     if not args.drafter and args.policy != "none":
@@ -172,7 +155,7 @@ def load_models(args: argparse.Namespace) -> tuple[Target, Drafter | None]:
 
 def build(args: argparse.Namespace) -> tuple[Engine, Choice, list[Prompt]]:
     """The engine with all requests submitted."""
-    check_options(args)
+    check_place(args.out, args.force)
     args.device = usable(args.device)
     prompts = spread(load_prompts(args.prompts, args.split), args.limit)
     arrivals = read_arrivals(args.arrivals) if args.arrivals else []
@@ -234,15 +217,9 @@ def run(args: argparse.Namespace) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Options of the command."""
-    made = argparse.ArgumentParser(
-        prog="python -m drafters.decode",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    made = Parser("python -m drafters.decode", __doc__)
 
     def add(name: str, default: Any = None, help: str = "", **rest: Any) -> None:
-        if not rest.get("required") and "action" not in rest:
-            help += f" (default: {default if default not in ('', None) else 'none'})"
         made.add_argument(name, default=default, help=help, **rest)
 
     add("--policy", required=True, help="policy.json, or name:parameter=value;...")
@@ -250,14 +227,15 @@ def parser() -> argparse.ArgumentParser:
     add("--drafter", "", "checkpoint folder, shipped name or 'ngram'")
     add("--prompts", nargs="+", required=True, help="JSONL files or folders")
     add("--split", "all", "half of the prompts", choices=SPLITS)
-    add("--limit", 0, "prompts at most, the domains in turn; 0: all", type=int)
-    add("--concurrency", 8, "requests that run at once", type=int)
+    add("--limit", 0, "prompts at most, the domains in turn; 0: all", type=whole(0))
+    add("--concurrency", 8, "requests that run at once", type=whole(1))
     add("--arrivals", None, "CSV or Parquet with arrival_s, seconds; prompts in turn", type=Path)
-    add("--temperature", 0.0, "sampling temperature; 0: greedy", type=float)
-    add("--max-new", 256, "output tokens of a request at most", type=int)
-    add("--max-context", 2048, "tokens of a request at most, prompt and output", type=int)
-    add("--max-step-tokens", 2048, "target tokens of one step at most", type=int)
-    add("--kv-tokens", 0, "tokens that the KV cache holds; 0: all that may run at once", type=int)
+    add("--temperature", 0.0, "sampling temperature; 0: greedy", type=at_least_zero)
+    add("--max-new", 256, "output tokens of a request at most", type=whole(1))
+    add("--max-context", 2048, "tokens of a request at most, prompt and output", type=whole(2))
+    add("--max-step-tokens", 2048, "target tokens of one step at most", type=whole(1))
+    add("--kv-tokens", 0, "tokens that the KV cache holds; 0: all that may run at once",
+        type=whole(0))  # fmt: skip
     add("--paged", False, action="store_true", help="keep keys in blocks instead of slots")
     add("--graphs", None, "run steps as captured CUDA graphs, keys in blocks; on with CUDA",
         action=argparse.BooleanOptionalAction)  # fmt: skip
@@ -265,13 +243,13 @@ def parser() -> argparse.ArgumentParser:
         " engine profiles itself")  # fmt: skip
     add("--allow-anticipating", False, action="store_true",
         help="let a policy that biases sampled text run at temperature > 0")  # fmt: skip
-    add("--seed", 0, "seed of every draw", type=int)
+    add("--seed", 0, "seed of every draw", type=whole(0))
     add("--out", Path("live_run"), "folder to write", type=Path)
     add("--force", False, action="store_true", help="overwrite --out")
     add("--json", False, action="store_true", help="last line of stdout is one JSON document")
     add("--dtype", "float32", "precision", choices=("float32", "bfloat16"))
     add("--device", "cpu", "torch device")
-    add("--threads", 0, "CPU threads; 0: torch's choice", type=int)
+    add("--threads", 0, "CPU threads; 0: torch's choice", type=whole(0))
     return made
 
 
@@ -280,14 +258,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     args = parser().parse_args(argv)
     args.command_line = argv
-    try:
-        return run(args)
-    except (UserError, BundleError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped before the first step; nothing was written", file=sys.stderr)
-        return 130
+    return exit_code(lambda: run(args), "stopped before the first step; nothing was written")
 
 
 if __name__ == "__main__":

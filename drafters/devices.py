@@ -9,18 +9,22 @@ from drafters.graphs import say_once
 
 
 def checked(device: str) -> str:
-    """``device``; UserError if it names CUDA and torch sees none."""
+    """``device``; UserError if torch knows no such device or cannot use it here."""
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(
             f"device {device!r}: torch {torch.__version__} sees no CUDA device; give --device cpu"
         )
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0][:80]
+        raise UserError(f"device {device!r} cannot be used ({reason}); give cpu or cuda") from None
     return device
 
 
 def usable(device: str) -> str:
     """``device``, or the CPU in place of a CUDA that is not there, which is said once."""
-    try:
-        return checked(device)
-    except UserError:
+    if device.startswith("cuda") and not torch.cuda.is_available():
         say_once(f"no CUDA device for {device!r}: running on the CPU")
         return "cpu"
+    return checked(device)

@@ -12,14 +12,18 @@ class UserError(Exception):
     """Something the user gave cannot be used: what it was, what is allowed, what to do."""
 
 
-def exit_code(job: Callable[[], object], stopped: str) -> int:
-    """Run a command: 0, 2 after one line on stderr, 130 after saying what was ``stopped``."""
+def exit_code(job: Callable[[], int | None], stopped: str) -> int:
+    """Run a command: its own code or 0, 2 after one line on stderr, 130 after saying what was
+    ``stopped``."""
     try:
-        job()
+        return job() or 0
     except (UserError, BundleError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(stopped, file=sys.stderr)
         return 130
-    return 0

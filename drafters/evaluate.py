@@ -9,7 +9,6 @@ figures (PNG files too where kaleido is installed). All measures are those of
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -22,6 +21,8 @@ from drafters.calibrate import calibrate_bundle
 from drafters.comparison import report
 from drafters.errors import UserError, exit_code
 from gpu_traces.bundle import Bundle, read_bundle
+from gpu_traces.commands import Parser
+from gpu_traces.files import replacing
 
 MEASURES: dict[str, Callable[[Bundle], pd.DataFrame]] = {
     "accepted_length": measures.accepted_lengths,
@@ -76,21 +77,19 @@ def _labelled(table: pd.DataFrame, drafter: str, temperature: float | None = Non
 
 def write(tables: dict[str, pd.DataFrame], text: str, out: Path) -> None:
     """All files of one evaluation, each by rename; ``text`` is the report."""
-    out.mkdir(parents=True, exist_ok=True)
     drawn = figures.draw(tables)
     texts = {f"{name}.csv": table.to_csv(index=False) for name, table in tables.items()}
     texts |= {"report.md": text, "report.html": figures.page(drawn)}
     for name, content in texts.items():
-        temporary = out / f"{name}.tmp"
-        temporary.write_text(content, encoding="utf-8")
-        os.replace(temporary, out / name)
+        with replacing(out / name) as path:
+            path.write_text(content, encoding="utf-8")
     if find_spec("kaleido"):
         for name, figure in drawn.items():
             figure.write_image(out / f"{name}.png", scale=2)
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(prog="python -m drafters.evaluate", description=__doc__)
+    made = Parser("python -m drafters.evaluate", __doc__)
     made.add_argument("bundles", nargs="+", help="bundle folders, or names of shipped ones")
     made.add_argument("--out", type=Path, help="folder for report, tables and figures")
     return made
@@ -105,9 +104,9 @@ def run(args: argparse.Namespace) -> None:
         for label, bundle in zip(labels(bundles), bundles, strict=True)
     }
     text = report(tables, origins)
+    print(text)
     if args.out:
         write(tables, text, args.out)
-    print(text)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -7,7 +7,6 @@ its GGUF file is extracted, and a dequantised safetensors copy is saved once (it
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import os
 import shutil
@@ -18,7 +17,8 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from drafters.errors import UserError
+from drafters.errors import UserError, exit_code
+from gpu_traces.commands import Parser
 
 
 @dataclass(frozen=True)
@@ -117,14 +117,10 @@ def _dequantise(gguf: Path, folder: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m drafters.fetch", description=__doc__)
+    parser = Parser("python -m drafters.fetch", __doc__)
     parser.add_argument("name", help=f"model to fetch: {', '.join(sorted(MODELS))}")
-    try:
-        print(fetch(parser.parse_args(argv).name))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    name = parser.parse_args(argv).name
+    return exit_code(lambda: print(fetch(name)), "stopped; nothing was kept")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ import torch
 from drafters.base import Drafter, Proposal
 from drafters.devices import usable
 from drafters.engine import Engine, EngineConfig
-from drafters.errors import UserError, exit_code
+from drafters.errors import exit_code
 from drafters.graphs import next_size, wanted
 from drafters.grids import GRIDS, Cell, Grid, cells, grid, lengths_of
 from drafters.paging import BlockPool
@@ -33,7 +33,8 @@ from drafters.provenance import measured
 from drafters.request import Request, Running
 from drafters.runner import Block, Runner
 from drafters.target import Target, load_target
-from gpu_traces.bundle import write_bundle
+from gpu_traces.bundle import check_place, write_bundle
+from gpu_traces.commands import Parser, whole
 from gpu_traces.fit import fit_latency
 from gpu_traces.schema import Origin
 from policies.cost import CostTable
@@ -194,8 +195,10 @@ def summary(steps: pd.DataFrame, gamma: int) -> str:
 def load_models(args: argparse.Namespace) -> tuple[Target, Drafter | None]:
     """The models that the options name, loaded or of random weights."""
     import drafters
-    from drafters.shapes import random_drafter, random_target
+    from drafters.shapes import parse_shape, random_drafter, random_target
 
+    if args.drafter_shape:
+        parse_shape(args.drafter_shape)
     dtype = getattr(torch, args.dtype)
     if args.shape:
         target = random_target(args.shape, dtype, args.device)
@@ -208,33 +211,28 @@ def load_models(args: argparse.Namespace) -> tuple[Target, Drafter | None]:
 
 def parser() -> argparse.ArgumentParser:
     """Options of the command."""
-    made = argparse.ArgumentParser(
-        prog="python -m drafters.profile",
-        description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    made = Parser("python -m drafters.profile", __doc__)
     add = made.add_argument
     add("--target", default="smollm2-135m", help="fetched name, local folder or hub id")
     add("--drafter", default="", help="drafter folder, shipped name or 'ngram'; empty: none")
     add("--shape", default="", help="random target of this architecture, as qwen3-8b")
     add("--drafter-shape", default="", help="random drafter, as dspark-5L (family, layers)")
     add("--grid", choices=tuple(GRIDS), default="cpu", help="shapes to measure")
-    add("--repetitions", type=int, default=0, help="kept rounds; 0: the grid's own")
+    add("--repetitions", type=whole(0), default=0, help="kept rounds; 0: the grid's own")
     add("--out", type=Path, required=True, help="bundle folder to write")
     add("--force", action="store_true", help="overwrite --out")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="precision")
     add("--device", default="cpu", help="torch device")
     add("--graphs", action=argparse.BooleanOptionalAction, default=None,
         help="passes and drafts as captured CUDA graphs; on with CUDA")  # fmt: skip
-    add("--threads", type=int, default=0, help="CPU threads; 0: torch's choice")
+    add("--threads", type=whole(0), default=0, help="CPU threads; 0: torch's choice")
     add("--hardware", default="", help="machine name in the manifest; empty: detected")
     return made
 
 
 def run(args: argparse.Namespace) -> None:
     """Measure, print, write."""
-    if args.out.exists() and not args.force:
-        raise UserError(f"{args.out} exists; choose another --out or overwrite with --force")
+    check_place(args.out, args.force)
     args.device = usable(args.device)
     if args.threads:
         torch.set_num_threads(args.threads)

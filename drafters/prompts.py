@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from drafters.errors import UserError
+from gpu_traces.ingest import read_jsonl
 
 SPLITS = ("train", "eval", "all")
 
@@ -46,10 +47,9 @@ def load_prompts(paths: Iterable[str | Path], split: str = "all") -> list[Prompt
     paths = list(paths)
     prompts: dict[str, Prompt] = {}
     for path in _files(paths):
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-            if line.strip():
-                prompt = _parse(line, f"{path}:{number}", path.stem)
-                prompts.setdefault(prompt.key, prompt)
+        for where, row in rows(path):
+            prompt = _parse(row, where, path.stem)
+            prompts.setdefault(prompt.key, prompt)
     kept = [p for p in prompts.values() if split in ("all", p.split)]
     if not kept:
         names = ", ".join(map(str, paths))
@@ -66,12 +66,20 @@ def _files(paths: list[str | Path]) -> list[Path]:
     return files
 
 
-def _parse(line: str, where: str, stem: str) -> Prompt:
+def rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """("file, line n", object) of each non-empty line; UserError names what is malformed."""
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where}: not JSON ({error.msg} at column {error.colno})") from None
-    text = row.get("prompt") if isinstance(row, dict) else None
+        for number, row in read_jsonl(path):
+            where = f"{path}, line {number}"
+            if not isinstance(row, dict):
+                raise UserError(f"{where}: {row!r:.40} is not a JSON object")
+            yield where, row
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def _parse(row: dict[str, Any], where: str, stem: str) -> Prompt:
+    text = row.get("prompt")
     if not isinstance(text, str) or not text.strip():
         raise UserError(f"{where}: needs a non-empty string 'prompt'")
     return Prompt(

@@ -47,18 +47,23 @@ def random_target(name: str, dtype: torch.dtype, device: str) -> Target:
     return _filled(lambda: Target(shape, layers, vocab), dtype, torch.device(device))
 
 
-def random_drafter(text: str, target: Target) -> Drafter:
-    """A drafter from words as ``dspark-5L``: family and layers, for this target.
-
-    It shares the target's embeddings. UserError for an unknown family.
-    """
+def parse_shape(text: str) -> tuple[str, int]:
+    """``dspark-5L`` as (dspark, 5); UserError for another form or family."""
     match = DRAFTER_SHAPE.fullmatch(text)
     if not match or match[1] not in FAMILIES:
         raise UserError(
             f"drafter shape {text!r} must be family-layersL, as dspark-5L; families: "
             + ", ".join(FAMILIES)
         )
-    family, layers = match[1], int(match[2])
+    return match[1], int(match[2])
+
+
+def random_drafter(text: str, target: Target) -> Drafter:
+    """A drafter from words as ``dspark-5L``: family and layers, for this target.
+
+    It shares the target's embeddings. UserError for an unknown family.
+    """
+    family, layers = parse_shape(text)
     spread = torch.linspace(0, target.num_layers - 2, min(5, target.num_layers - 1)).tolist()
     dspark = family == "dspark"
     config = DraftConfig(

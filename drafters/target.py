@@ -8,11 +8,13 @@ needs ragged batches, positions that roll back, and the raw outputs of chosen la
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from drafters.batch import Batch, Group
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from drafters.paging import PagedBatch
 
 SUPPORTED = ("llama", "qwen3")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 Rope = tuple[Tensor, Tensor]
@@ -197,6 +200,13 @@ def resolve(name: str) -> str:
     return str(fetch(name)) if name in MODELS else name
 
 
+def _source(name: str) -> str:
+    """``resolve``; UserError for what cannot be a hub id either, without asking the hub."""
+    if name not in MODELS and not Path(name).is_dir() and not HUB_ID.fullmatch(name):
+        raise _not_loaded(name, "neither a folder nor OWNER/NAME")
+    return resolve(name)
+
+
 def load_target(name: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Target:
     """Load a target by fetched name, local folder or hub id; weights frozen, in ``dtype``.
 
@@ -208,20 +218,20 @@ def load_target(name: str, dtype: torch.dtype = torch.float32, device: str = "cp
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # errors of a command are one line on stderr
-    source = resolve(name)
+    source = _source(name)
     try:
         config = AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"target {name!r} cannot be loaded ({str(error).splitlines()[0]}); give one of "
-            f"{', '.join(MODELS)}, a local folder or a hub id"
-        ) from None
+        raise _not_loaded(name, error) from None
     if config.model_type not in SUPPORTED:
         raise UserError(
             f"target {name!r} has architecture {config.model_type!r}; supported: "
             + ", ".join(SUPPORTED)
         )
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+    except (OSError, ValueError, SafetensorError) as error:  # weights missing or truncated
+        raise _not_loaded(name, error) from None
     target = Target(layer_shape(config), config.num_hidden_layers, config.vocab_size)
     target = target.to(dtype)
     weights = {k.removeprefix("model."): v for k, v in model.state_dict().items()}
@@ -253,7 +263,17 @@ def load_tokenizer(name: str) -> object:
     """The tokenizer that belongs to a target name, folder or hub id."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(resolve(name))
+    try:
+        return AutoTokenizer.from_pretrained(_source(name))
+    except (OSError, ValueError) as error:
+        raise _not_loaded(name, error) from None
+
+
+def _not_loaded(name: str, error: Exception | str) -> UserError:
+    return UserError(
+        f"target {name!r} cannot be loaded ({str(error).splitlines()[0]}); give one of "
+        f"{', '.join(MODELS)}, a local folder or a hub id"
+    )
 
 
 def encode_chat(tokenizer: object, prompt: str) -> list[int]:

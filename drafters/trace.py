@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -29,16 +28,18 @@ from drafters.coupling import Coupled, softmax
 from drafters.errors import UserError, exit_code
 from drafters.grids import GRIDS, grid
 from drafters.progress import progress
+from drafters.prompts import load_prompts
 from drafters.provenance import measured
+from drafters.responses import Row, read_responses
 from drafters.sampling import request_uniforms
 from drafters.target import KVCache, Target, load_target
-from gpu_traces.bundle import Manifest, write_bundle
+from gpu_traces.bundle import Manifest, check_place, write_bundle
+from gpu_traces.commands import Parser, whole
+from gpu_traces.files import replacing
 
 CHUNK_ANCHORS = {"cuda": 512}  # anchors drafted in one pass
 CPU_ANCHORS = 64
 TOGETHER = {"cuda": 8}  # responses in one target pass; elsewhere padding costs more than passes
-Row = dict[str, Any]
-"""A response as ``drafters.generate`` writes it."""
 
 
 class Text(NamedTuple):
@@ -164,12 +165,12 @@ class Recording:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.out = args, Path(args.out)
-        if self.out.exists() and not args.force:
-            raise UserError(f"{self.out} exists; choose another --out or overwrite with --force")
+        check_place(self.out, args.force)
+        if not args.responses:
+            load_prompts(args.prompts, args.split)
         self.work = self.out.with_name(self.out.name + ".part")
         self.target = load_target(args.target, getattr(torch, args.dtype), args.device)
         self.drafter = load(args.drafter, self.target)
-        self.work.mkdir(parents=True, exist_ok=True)
 
     def run(self) -> None:
         rows = self.responses()
@@ -196,10 +197,8 @@ class Recording:
             wanted += ["--max-new", str(self.args.max_new), "--device", self.args.device]
             wanted += ["--limit", str(self.args.limit), "--seed", str(self.args.seed)]
             generate.generate(generate.parser().parse_args(wanted))
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
-        hot = self.args.temperatures
-        kept = [r for r in rows if len(r["response_tokens"]) > 1 and r["temperature"] in hot]
-        return sorted(kept, key=lambda r: r["name"])
+        rows = read_responses(path, self.target.vocab_size, self.args.temperatures)
+        return sorted(rows, key=lambda r: r["name"])
 
     def anchors(self, rows: list[dict[str, object]]) -> dict[str, np.ndarray]:
         """Stage 2: dense anchors of every response, one file each until all are there."""
@@ -211,8 +210,9 @@ class Recording:
                 path = self.work / f"{name}.npz"
                 if not path.exists():
                     made = dense_anchors(self.target, self.drafter, row, self.args.seed)
-                    np.savez(path.with_suffix(".tmp.npz"), **made)
-                    path.with_suffix(".tmp.npz").rename(path)
+                    check_confidences(made["confidence"], row["name"])
+                    with replacing(path) as temporary:
+                        np.savez(temporary, **made)
                 with np.load(path) as stored:
                     columns = dict(stored)
                 columns["request_id"] = np.full(len(columns["accepted"]), i)
@@ -225,8 +225,8 @@ class Recording:
         path = self.work / "steps.parquet"
         if not path.exists():
             steps = profile.measure(self.target, self.drafter, grid(self.args.grid))
-            steps.to_parquet(path.with_suffix(".tmp"))
-            path.with_suffix(".tmp").rename(path)
+            with replacing(path) as temporary:
+                steps.to_parquet(temporary)
         return pd.read_parquet(path)
 
     def manifest(self, rows: list[dict[str, object]]) -> Manifest:
@@ -245,6 +245,17 @@ class Recording:
         )
 
 
+def check_confidences(confidence: np.ndarray, name: str) -> None:
+    """UserError, while it costs no more than one response, for a drafter that computes NaN."""
+    bad = np.argwhere(~np.isfinite(confidence))
+    if len(bad):
+        row, position = bad[0]
+        raise UserError(
+            f"response {name}, anchor {row}: the drafter's confidence of position {position + 1} is"
+            " not finite; its weights or --dtype cannot be used"
+        )
+
+
 def _response_table(rows: list[dict[str, object]]) -> dict[str, list[object]]:
     return {
         "request_id": list(range(len(rows))),
@@ -258,13 +269,9 @@ def _response_table(rows: list[dict[str, object]]) -> dict[str, list[object]]:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(prog="python -m drafters.trace", description=__doc__)
+    made = Parser("python -m drafters.trace", __doc__)
     verbs = made.add_subparsers(dest="verb", required=True)
-    record = verbs.add_parser(
-        "record",
-        help="record a trace bundle",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    record = verbs.add_parser("record", help="record a trace bundle")
     add = record.add_argument
     add("--target", default="smollm2-135m", help="fetched name, local folder or hub id")
     add("--drafter", required=True, help="drafter checkpoint folder, or 'ngram'")
@@ -273,24 +280,25 @@ def parser() -> argparse.ArgumentParser:
     add("--out", required=True, help="bundle folder to write")
     add("--force", action="store_true", help="overwrite --out")
     add("--split", choices=generate.SPLITS, default="eval", help="half of the prompts")
-    add("--limit", type=int, default=0, help="prompts at most, evenly over domains; 0: all")
-    add("--temperatures", type=float, nargs="+", default=[0.0, 1.0], help="0, 1 or both")
-    add("--max-new", type=int, default=256, help="response tokens at most")
+    add("--limit", type=whole(0), default=0, help="prompts at most, evenly over domains; 0: all")
+    add("--temperatures", type=float, choices=(0.0, 1.0), nargs="+", default=[0.0, 1.0],
+        help="0, 1 or both")  # fmt: skip
+    add("--max-new", type=whole(2), default=256, help="response tokens at most")
     add("--grid", choices=tuple(GRIDS), default="cpu", help="latency grid")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="precision")
     add("--device", default="cpu", help="torch device")
     add("--hardware", default="", help="machine name in the manifest; empty: detected")
-    add("--seed", type=int, default=0, help="seed of every draw")
+    add("--seed", type=whole(0), default=0, help="seed of every draw")
     return made
 
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    args = parser().parse_args(argv)
+    made = parser()
+    args = made.parse_args(argv)
     args.command_line = argv
     if not args.prompts and not args.responses:
-        print("error: give --prompts or --responses", file=sys.stderr)
-        return 2
+        made.error("give --prompts or --responses")
     return exit_code(
         lambda: Recording(args).run(), "stopped; the same command goes on where it was"
     )

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 
 from gpu_traces.bundle import Bundle, default_bundle, list_bundles, read_bundle
+from gpu_traces.commands import Parser
 from gpu_traces.walk import accepted_length
 
 
 def main(argv: list[str] | None = None) -> int:
     """Exit code 0, or 2 with one line on stderr when the bundle cannot be trusted."""
-    parser = argparse.ArgumentParser(prog="python -m gpu_traces", description=__doc__)
+    parser = Parser("python -m gpu_traces", __doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     check = verbs.add_parser("check", help="validate a bundle and summarise it")
     check.add_argument(

@@ -46,6 +46,7 @@ __all__ = [
     "BundleError",
     "Calibration",
     "Manifest",
+    "check_place",
     "default_bundle",
     "list_bundles",
     "read_bundle",
@@ -124,8 +125,7 @@ def write_bundle(
     column -> one of ``manifest.ENCODINGS``. An existing folder is refused unless ``force``.
     """
     folder = Path(folder)
-    if folder.exists() and not force:
-        raise BundleError(f"{folder}: exists; choose another folder or overwrite with --force")
+    check_place(folder, force)
     check_manifest(manifest, "manifest")
     unknown = tables.keys() - TABLES.keys()
     if unknown:
@@ -148,6 +148,20 @@ def write_bundle(
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
     return written
+
+
+def check_place(folder: Path, force: bool = False) -> None:
+    """BundleError where no bundle can be written, before the work whose result it will hold.
+
+    ``force`` allows an earlier bundle to be replaced, never another folder or file.
+    """
+    if folder.exists() and not force:
+        raise BundleError(f"{folder}: exists; choose another folder or overwrite with --force")
+    if folder.exists() and not (folder / "manifest.json").is_file():
+        raise BundleError(f"{folder}: exists and is not a bundle; choose another folder")
+    above = next(p for p in folder.absolute().parents if p.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise BundleError(f"{folder}: {above} is no folder that can be written to")
 
 
 def _write(

@@ -99,16 +99,19 @@ def read_json(path: Path | str) -> Any:
 def read_jsonl(path: Path | str) -> Iterator[tuple[int, Any]]:
     """(line number from 1, document) of each non-empty line; ValueError names a malformed line."""
     try:
-        text = Path(path).read_text()
+        text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text (byte {error.start})") from None
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
         try:
             yield number, json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}: not JSON ({error})") from None
+        except json.JSONDecodeError as error:
+            where = f"{path}, line {number}: not JSON"
+            raise ValueError(f"{where} ({error.msg} at column {error.colno})") from None
 
 
 def _need(record: Any, key: str, where: str) -> Any:

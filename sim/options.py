@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
-from collections.abc import Callable
 
+from gpu_traces.commands import Parser as Parser
+from gpu_traces.commands import at_least_zero as at_least_zero
+from gpu_traces.commands import positive as positive
+from gpu_traces.commands import share as share
+from gpu_traces.commands import whole as whole
 from policies import registry
 from policies.cost import RULES
 from sim import slo
@@ -17,82 +20,6 @@ from sim.scaling import METHODS
 from sim.scenarios import SCENARIOS
 from sim.state import PREFILL_MODES
 from sim.world import EngineConfig
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse with one-line errors (exit code 2) and defaults in the help."""
-
-    def __init__(self, prog: str, description: str) -> None:
-        super().__init__(
-            prog=prog,
-            description=description,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-            allow_abbrev=False,
-        )
-
-    def error(self, message: str) -> None:  # type: ignore[override]
-        """Say what is wrong in one line and leave with exit code 2."""
-        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
-
-    def answer(self, job: Callable[[], object], stopped: str = "nothing was written") -> int:
-        """Run a command; its exit code.
-
-        0, or after one line on stderr 2 for what the user can mend and 130 when interrupted.
-        """
-        try:
-            job()
-        except (ValueError, OSError) as error:
-            print(f"{self.prog}: error: {error}", file=sys.stderr)
-            return 2
-        except KeyboardInterrupt:
-            print(f"{self.prog}: interrupted; {stopped}", file=sys.stderr)
-            return 130
-        return 0
-
-
-def whole(least: int) -> Callable[[str], int]:
-    """An argparse type: an integer of at least ``least``."""
-
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if value < least:
-            raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, {least} or more")
-        return value
-
-    return parse
-
-
-def positive(text: str) -> float:
-    """An argparse type: a number above 0 (inf allowed)."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a number above 0")
-    return value
-
-
-def at_least_zero(text: str) -> float:
-    """An argparse type: a finite number, 0 or more."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a number, 0 or more")
-    return value
-
-
-def share(text: str) -> float:
-    """An argparse type: a number above 0 and at most 1."""
-    value = positive(text)
-    if value > 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a share, above 0 and at most 1")
-    return value
 
 
 def outage(text: str) -> Outage:
@@ -189,7 +116,7 @@ def add_distortions(parser: argparse.ArgumentParser) -> None:
         help="rule by which every policy's cost table is looked up; empty: each its own",
     )  # fmt: skip
     group.add_argument(
-        "--profiled-context", type=float, default=0.0, metavar="TOKENS",
+        "--profiled-context", type=at_least_zero, default=0.0, metavar="TOKENS",
         help="cached tokens per request at which the cost tables were profiled",
     )  # fmt: skip
 

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import drafters
+from drafters import checkpoint
 from drafters.checkpoint import save_drafter
 from drafters.errors import UserError
 from tests.drafters.families import FAMILIES, features_of, tiny_drafter, tiny_target
@@ -87,6 +89,42 @@ def test_wrong_shape_is_named(folder: Path) -> None:
         drafters.load(folder)
 
 
+def test_weights_that_are_no_numbers_are_refused(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    weights["confidence_head.proj.weight"][0, 3] = float("nan")
+    save_file(weights, path)
+    with pytest.raises(UserError, match=r"confidence_head\.proj\.weight holds NaN or infinity"):
+        drafters.load(folder)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        SafetensorError(
+            "Error while serializing: I/O error: No space left on device (os error 28)"
+        ),
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"),
+    ],
+)
+def test_a_full_disk_keeps_the_last_checkpoint(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """The three ways in which Python, safetensors and torch tell it; half a file is removed."""
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def full(weights: dict[str, torch.Tensor], path: Path, **_: object) -> None:
+        path.write_bytes(b"half a file")
+        raise error
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(UserError, match=r"could not be written \(.*MB free there\)") as caught:
+        save_drafter(tiny_drafter("dspark", TARGET, seed=2), folder, shares=False)
+    assert "\n" not in str(caught.value)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
 def test_keys_of_another_head_are_refused(folder: Path) -> None:
     """A gated checkpoint read as a vanilla one would give wrong logits in silence."""
     save_drafter(tiny_drafter("gated", TARGET), folder, shares=False, dtype=None)
@@ -143,7 +181,9 @@ def test_other_vocabulary_or_size(folder: Path) -> None:
 
 
 def test_absent_drafter(tmp_path: Path) -> None:
-    """A path is no valid hub id, so no network is asked."""
+    """Neither a path nor a bare word is a hub id, so no network is asked."""
+    with pytest.raises(UserError, match="no drafter 'nothing': not a folder, not one that ships"):
+        drafters.load("nothing")
     with pytest.raises(UserError, match="no drafter .* not a folder, not one that ships"):
         drafters.load(str(tmp_path / "nothing here"))
     with pytest.raises(UserError, match=r"config\.json does not exist"):

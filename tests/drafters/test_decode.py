@@ -59,6 +59,14 @@ def arguments(home: Path, out: Path, **changed: str) -> list[str]:
     return [word for name, value in options.items() for word in (f"--{name}", value)]
 
 
+def code_of(words: list[str]) -> int:
+    """Exit code of the command, argparse's own exits included."""
+    try:
+        return main(words)
+    except SystemExit as stop:
+        return int(str(stop.code))
+
+
 def test_a_run_writes_tables_that_add_up(home: Path, tmp_path: Path, capsys) -> None:
     """live_steps and live_requests count the same rounds, and the text is the target's own."""
     out = tmp_path / "run"
@@ -117,9 +125,15 @@ def test_policies_by_name_profile_the_engine_first(home: Path, tmp_path: Path, c
         ({"policy": "missing.json"}, "missing.json"),
         ({"policy": "oracle"}, "true acceptance"),
         ({"policy": "hardware-aware:lag=0", "temperature": "1"}, "--allow-anticipating"),
-        ({"temperature": "-1"}, "must be 0 (greedy) or above"),
-        ({"concurrency": "0"}, "--concurrency 0 must be >= 1"),
+        ({"temperature": "-1"}, "'-1' must be a number, 0 or more"),
+        ({"temperature": "nan"}, "'nan' must be a number, 0 or more"),
+        ({"concurrency": "0"}, "--concurrency: '0' must be a whole number, 1 or more"),
+        ({"seed": "x"}, "--seed: 'x' must be a whole number, 0 or more"),
         ({"prompts": "nowhere.jsonl"}, "nowhere.jsonl does not exist"),
+        ({"device": "gpu"}, "device 'gpu' cannot be used ("),
+        ({"target": "nowhere"}, "target 'nowhere' cannot be loaded (neither a folder nor"),
+        ({"drafter": "nowhere"}, "no drafter 'nowhere': not a folder"),
+        ({"bundle": "smollm2-dspark-cpu"}, "has gamma 7, the drafter 5"),
         ({"drafter": ""}, "needs --drafter"),
         ({"arrivals": "nowhere.csv"}, "no such file"),
     ],
@@ -131,7 +145,7 @@ def test_bad_input_is_one_line(
     monkeypatch.setattr(
         "drafters.policy_choice.measured_cost", lambda *_: (cost_table(), "made for the test")
     )
-    assert main(arguments(home, tmp_path / "run", **changed)) == 2
+    assert code_of(arguments(home, tmp_path / "run", **changed)) == 2
     error = capsys.readouterr().err
     assert says in error
     assert len(error.splitlines()) == 1
@@ -144,6 +158,8 @@ def test_an_existing_folder_is_kept_unless_forced(home: Path, tmp_path: Path, ca
     (out / "mine.txt").write_text("keep")
     assert main(arguments(home, out)) == 2
     assert "exists" in capsys.readouterr().err
+    assert main([*arguments(home, out), "--force"]) == 2
+    assert "is not a bundle" in capsys.readouterr().err
     assert (out / "mine.txt").read_text() == "keep"
 
 
@@ -233,5 +249,5 @@ def test_bad_arrivals_name_the_row(tmp_path: Path, text: str, says: str) -> None
 def test_help_states_every_default() -> None:
     text = parser().format_help()
     options = [a for a in parser()._actions if a.option_strings and a.dest != "help"]
-    needs_default = [a for a in options if not a.required and a.nargs != 0]
+    needs_default = [a for a in options if not a.required]
     assert text.count("(default:") == len(needs_default) > 10

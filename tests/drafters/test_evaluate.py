@@ -114,6 +114,10 @@ def test_command_writes_tables_and_figures(
     assert all(title in page for title in titles)
     assert evaluate.main([folders[0], folders[0]]) == 2
     assert "names repeat" in capsys.readouterr().err
+    assert evaluate.main([*folders, "--out", __file__]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert "## Tokens per round" in captured.out, "what was computed is told nevertheless"
 
 
 def told(**columns: list[object]) -> pd.DataFrame:

@@ -8,6 +8,7 @@ import pytest
 from drafters.errors import UserError
 from drafters.generate import spread
 from drafters.prompts import load_prompts
+from drafters.responses import read_responses
 
 
 def write(path: Path, rows: list[object]) -> Path:
@@ -18,10 +19,10 @@ def write(path: Path, rows: list[object]) -> Path:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"prompt": "a"}, "{broken"], r"p\.jsonl:2: not JSON"),
-        ([{"prompt": "a"}, {"text": "b"}], r"p\.jsonl:2: needs a non-empty string 'prompt'"),
-        ([{"prompt": "  "}], r"p\.jsonl:1: needs a non-empty string 'prompt'"),
-        (["[1, 2]"], r"p\.jsonl:1: needs"),
+        ([{"prompt": "a"}, "{broken"], r"p\.jsonl, line 2: not JSON \(.* at column 2\)"),
+        ([{"prompt": "a"}, {"text": "b"}], r"p\.jsonl, line 2: needs a non-empty string 'prompt'"),
+        ([{"prompt": "  "}], r"p\.jsonl, line 1: needs a non-empty string 'prompt'"),
+        (["[1, 2]"], r"p\.jsonl, line 1: \[1, 2\] is not a JSON object"),
         ([], r"no prompts in .*p\.jsonl"),
     ],
 )
@@ -29,6 +30,52 @@ def test_malformed_files_are_refused(tmp_path: Path, rows: list[object], message
     path = write(tmp_path / "p.jsonl", rows)
     with pytest.raises(UserError, match=message):
         load_prompts([path])
+
+
+def test_what_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match=r"p\.jsonl: not UTF-8 text"):
+        load_prompts([tmp_path / "p.jsonl"])
+
+
+RESPONSE = {
+    "name": "k/T1/0", "domain": "math", "dataset": "x", "temperature": 1.0,
+    "prompt_tokens": [1, 2], "response_tokens": [3, 4],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": 7}, "line 2: needs a string 'name'"),
+        ({"temperature": float("nan")}, "line 2: temperature nan must be 0 or above"),
+        ({"temperature": "hot"}, "line 2: temperature 'hot' must be"),
+        ({"response_tokens": "abc"}, "line 2: needs a list of token ids 'response_tokens'"),
+        ({"response_tokens": [3, 4.5]}, "line 2: needs a list of token ids 'response_tokens'"),
+        ({"response_tokens": [3, 97]}, r"line 2: token 97 of response_tokens; .* 0\.\.96"),
+        ({"prompt_tokens": [-1]}, r"line 2: token -1 of prompt_tokens; .* 0\.\.96"),
+        ({"prompt_tokens": []}, "line 2: prompt_tokens is empty"),
+    ],
+)
+def test_malformed_responses_are_refused(
+    tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    path = write(tmp_path / "r.jsonl", [RESPONSE, {**RESPONSE, **changes}])
+    with pytest.raises(UserError, match=message):
+        read_responses(path, 97)
+
+
+def test_responses_of_the_temperatures_asked_for(tmp_path: Path) -> None:
+    """One-token responses have no anchor and are left out; the file's order stays."""
+    names = [(f"k{i}/T{i % 2}/0", float(i % 2)) for i in (5, 2, 3)]
+    rows = [{**RESPONSE, "name": name, "temperature": heat} for name, heat in names]
+    path = write(tmp_path / "r.jsonl", [*rows, {**RESPONSE, "response_tokens": [3]}])
+    assert [row["name"] for row in read_responses(path)] == [name for name, _ in names]
+    assert [row["name"] for row in read_responses(path, 97, [1.0])] == ["k5/T1/0", "k3/T1/0"]
+    with pytest.raises(UserError, match="no response of over one token at T = 0.5"):
+        read_responses(path, 97, [0.5])
+    with pytest.raises(UserError, match="absent does not exist; make it with"):
+        read_responses(tmp_path / "absent")
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:

@@ -1,16 +1,22 @@
 """Dense traces: at T = 0, walking them gives the rounds of a real speculative loop, one for one."""
 
 import argparse
+import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from drafters.base import Sampler
 from drafters.block import BlockDrafter
+from drafters.checkpoint import save_drafter
+from drafters.errors import UserError
 from drafters.layers import LayerShape
 from drafters.presets import build_drafter
-from drafters.target import Target
-from drafters.trace import dense_anchors
+from drafters.target import Target, load_target
+from drafters.trace import check_confidences, dense_anchors, main
+from tests.drafters.live import block_drafter, save_model, save_tokenizer
 
 SHAPE = LayerShape(32, 64, 4, 2, 8, 1e-5, 10000.0, qk_norm=False)
 VOCAB, GAMMA = 61, 4
@@ -92,3 +98,54 @@ def test_sampled_trace_is_reproducible_and_capped(models: tuple[Target, BlockDra
     assert a["accepted"].max() > 0
     other = dense_anchors(target, drafter, row, seed=8)
     assert (other["accepted"] != a["accepted"]).any()
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Target, drafter and prompts as any user's."""
+    folder = tmp_path_factory.mktemp("home")
+    save_model(folder / "target")
+    save_tokenizer(folder / "target")
+    save_drafter(block_drafter(load_target(str(folder / "target"))), folder / "drafter")
+    (folder / "prompts.jsonl").write_text(json.dumps({"prompt": "one two three"}) + "\n")
+    (folder / "empty.jsonl").write_text("")
+    (folder / "broken.jsonl").write_text('{"prompt": "one"}\n{\n')
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--prompts", "empty.jsonl"], "no prompts in"),
+        (["--prompts", "broken.jsonl"], "broken.jsonl, line 2: not JSON"),
+        (["--responses", "broken.jsonl"], "broken.jsonl, line 1: needs a string 'name'"),
+        (["--responses", "absent.jsonl"], "absent.jsonl does not exist"),
+        (["--prompts", "prompts.jsonl", "--split", "all", "--temperatures", "0.7"], "choose from"),
+        (["--prompts", "prompts.jsonl", "--max-new", "1"], "'1' must be a whole number, 2 or more"),
+        (["--prompts", "prompts.jsonl", "--drafter", "absent"], "no drafter 'absent'"),
+        ([], "give --prompts or --responses"),
+    ],
+)
+def test_bad_input_is_one_line(
+    home: Path, tmp_path: Path, monkeypatch, capsys, words: list[str], says: str
+) -> None:
+    """Exit code 2 and nothing written, not even the folder of an unfinished recording."""
+    monkeypatch.chdir(home)
+    given = ["record", "--target", "target", "--drafter", "drafter", "--out", str(tmp_path / "o")]
+    try:
+        code = main([*given, *words])
+    except SystemExit as stop:
+        code = int(str(stop.code))
+    error = capsys.readouterr().err
+    assert code == 2
+    assert says in error
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_confidences_that_are_no_numbers_are_named() -> None:
+    confidence = np.full((3, GAMMA), 0.5)
+    check_confidences(confidence, "k/T1/0")
+    confidence[2, 1] = np.nan
+    with pytest.raises(UserError, match="response k/T1/0, anchor 2: .* position 2 is not finite"):
+        check_confidences(confidence, "k/T1/0")

@@ -173,10 +173,14 @@ def responses(tmp_path: Path) -> Path:
     path = tmp_path / "responses.jsonl"
     lines = [
         {
+            "name": f"{i}/T1/0",
+            "domain": "made up",
+            "dataset": "made up",
+            "temperature": 1.0,
             "prompt_tokens": s.tokens[: s.start].tolist(),
             "response_tokens": s.tokens[s.start :].tolist(),
         }
-        for s in sequences()
+        for i, s in enumerate(sequences())
     ]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path

@@ -19,12 +19,14 @@ from gpu_traces.__main__ import main
 from gpu_traces.bundle import (
     BundleError,
     Calibration,
+    check_place,
     default_bundle,
     find_bundle,
     read_bundle,
     write_bundle,
 )
 from gpu_traces.calibration import calibrate
+from gpu_traces.files import replacing
 from gpu_traces.manifest import FileInfo, Manifest, load_manifest
 from gpu_traces.schema import AcceptanceTraces
 from gpu_traces.synthetic import synthetic_bundle, synthetic_traces, trace_tables
@@ -157,6 +159,30 @@ def test_an_existing_folder_is_kept_without_force(folder: Path, traces: Acceptan
     assert (folder / "manifest.json").read_bytes() == before
     synthetic_bundle(folder, traces, force=True)
     assert os.listdir(folder.parent) == [folder.name]
+
+
+def test_force_replaces_bundles_alone(folder: Path, tmp_path: Path) -> None:
+    """A wrong --out with --force must not cost anyone their folder."""
+    check_place(folder, force=True)
+    (folder / "manifest.json").unlink()
+    with pytest.raises(BundleError, match="exists and is not a bundle"):
+        check_place(folder, force=True)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BundleError, match="file is no folder that can be written to"):
+        check_place(tmp_path / "file" / "a" / "b")
+    check_place(tmp_path / "new" / "bundle")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "steps.parquet"
+    with replacing(path) as temporary:
+        temporary.write_text("first")
+        assert not path.exists()
+    with pytest.raises(UnicodeEncodeError), replacing(path) as temporary:
+        temporary.write_text("half\ud800", encoding="utf-8")
+    assert path.read_text() == "first"
+    assert os.listdir(path.parent) == [path.name]
 
 
 def test_a_refused_write_leaves_nothing(tmp_path: Path, traces: AcceptanceTraces) -> None:
@@ -361,3 +387,6 @@ def test_check_command(
     assert captured.out == ""
     assert captured.err.count("\n") == 1
     assert captured.err.startswith("error: ")
+    with pytest.raises(SystemExit, match="2"):
+        main(["chekc"])
+    assert capsys.readouterr().err.count("\n") == 1
