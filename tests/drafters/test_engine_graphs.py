@@ -147,14 +147,16 @@ def test_a_step_tells_what_it_was_padded_to(llama):
     assert any(p > q for p, q in zip(log["tokens_padded"], log["tokens_planned"], strict=True))
 
 
-def test_capturing_in_the_middle_of_a_run_disturbs_nobody(llama):
-    """Sizes come up while requests run; with all of them captured ahead the text is the same."""
+def test_engines_share_what_was_captured_ahead(llama, monkeypatch: pytest.MonkeyPatch):
+    """All sizes captured before anything runs; a second engine uses the first one's graphs."""
+    monkeypatch.setattr("drafters.runner.LEAST_CAPTURED_TOKENS", 32)
     target, asked, outputs = llama
     drafter = block_drafter(target)
     config = EngineConfig(max_requests=4, max_context=80, graphs=True)
     runner = make_runner(target, drafter, GAMMA, config)
     runner.capture(hot=False)
-    for _ in range(2):  # the second engine uses the first one's graphs
+    assert set(runner._passes) == set(runner.sizes)
+    for _ in range(2):
         engine = Engine(
             target, drafter, create("fixed-k", GAMMA), cost_table(), config, runner=runner
         )
