@@ -288,8 +288,8 @@ def begin(
     queue: Array, ring: Array, limits: Array, ended: Array, confidence: Array, current: Array,
     lagged: Array, fresh: Array, slack_s: Array, tpot_target_s: Array, replica: int, push: int,
     now_s: float,
-) -> None:  # fmt: skip
-    """``admit``, then write what the policy sees of each decoding row."""
+) -> Any:  # fmt: skip
+    """``admit``, then write what the policy sees of each decoding row; returns how many ended."""
     admit(
         rows_i, rows_f, lines_i, lines_f, counts, slots, queue, ring, limits, ended, now_s,
         replica,
@@ -298,3 +298,4 @@ def begin(
     show_confidences(rows_i, decoding, confidence, ring, push, current, lagged)
     show_slack(rows_i, rows_f, decoding, tpot_target_s, slack_s, now_s)
     count_drafting(rows_i, counts, fresh)
+    return counts[s.ENDED]

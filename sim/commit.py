@@ -128,8 +128,8 @@ def advance(
     finished: Array, ended: Array, outcomes: Array, steps_i: Array, steps_f: Array,
     stalls_i: Array, stalls_f: Array, replica: int, lengths: Array, draft: Array, start_s: float,
     now_s: float,
-) -> None:  # fmt: skip
-    """Commit a step that ran from ``start_s`` to ``now_s``.
+) -> Any:  # fmt: skip
+    """Commit a step that ran from ``start_s`` to ``now_s``; returns how many requests ended.
 
     ``lengths`` and ``draft`` (empty: all gamma) are the plan. Rows that end are marked in
     ``finished`` and listed in ``ended``, but stay until ``compact``: the policy is told first.
@@ -157,27 +157,30 @@ def advance(
     record[s.S_ENDED] = counts[s.ENDED]
     steps_f[counts[s.STEP], 0], steps_f[counts[s.STEP], 1] = start_s, now_s
     counts[s.STEP] += 1
+    return counts[s.ENDED]
 
 
 @njit(cache=True)
-def compact(rows_i: Array, rows_f: Array, counts: Array, finished: Array, keep: Array) -> None:
+def compact(rows_i: Array, rows_f: Array, counts: Array, finished: Array) -> None:
     """Close the gaps that finished rows left; the others keep their order."""
-    kept = decoding = 0
-    for row in range(counts[s.ROWS]):
-        if not finished[row]:
-            keep[kept] = row
-            kept += 1
-            decoding += row < counts[s.DECODING]
-    first = 0
-    while first < kept and keep[first] == first:
-        first += 1
-    for field in range(s.INT_FIELDS):
-        for to in range(first, kept):
-            rows_i[field, to] = rows_i[field, keep[to]]
-    for field in range(s.FLOAT_FIELDS):
-        for to in range(first, kept):
-            rows_f[field, to] = rows_f[field, keep[to]]
-    counts[s.ROWS], counts[s.DECODING] = kept, decoding
+    rows, decoding = counts[s.ROWS], counts[s.DECODING]
+    to = row = kept_decoding = 0
+    while row < rows:
+        first = row
+        while row < rows and not finished[row]:
+            row += 1
+        kept_decoding += max(0, min(row, decoding) - first)
+        shift = first - to
+        to += row - first
+        if shift:
+            for field in range(s.INT_FIELDS):
+                for k in range(first, row):
+                    rows_i[field, k - shift] = rows_i[field, k]
+            for field in range(s.FLOAT_FIELDS):
+                for k in range(first, row):
+                    rows_f[field, k - shift] = rows_f[field, k]
+        row += 1
+    counts[s.ROWS], counts[s.DECODING] = to, kept_decoding
 
 
 @njit(cache=True)

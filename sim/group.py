@@ -71,7 +71,10 @@ class Group:
         env = self.env
         while True:
             start_s = env.now
-            active = [replica for replica in self.replicas if replica.admit(start_s)]
+            active = []
+            for replica in self.replicas:
+                if replica.admit(start_s):
+                    active.append(replica)
             if not active:
                 if not any(replica.waiting for replica in self.replicas):
                     yield self.traffic.idle(self)

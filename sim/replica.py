@@ -47,6 +47,7 @@ class Replica:
     ) -> None:
         self.index, self.world, self.source = index, world, source
         self.policy, self.cost = policy, cost
+        self.gamma = world.traces.gamma
         self.learns = type(policy).observe is not Policy.observe
         self.clock = StepClock(world, np.random.default_rng(seed))
         self._allocate_rows(world.config, world.traces.gamma)
@@ -93,7 +94,7 @@ class Replica:
         self.steps_f = np.zeros((RECORD_STEPS, 2))
         self.stalls_i = np.zeros((RECORD_STEPS * rows, 2), dtype=np.int64)
         self.stalls_f = np.zeros(RECORD_STEPS * rows)
-        self.ended, self.keep = np.zeros(rows, dtype=np.int64), np.zeros(rows, dtype=np.int64)
+        self.ended = np.zeros(rows, dtype=np.int64)
 
     def _bind(self) -> None:
         """Collect the kernels' arrays; again whenever one of them is replaced."""
@@ -135,11 +136,10 @@ class Replica:
     def admit(self, now_s: float) -> bool:
         """Fill the step with requests; False when there is nothing to run."""
         first = self.policy.first_draft
-        self.limits[s.FIRST_DRAFT] = self.current.shape[1] if first is None else first
-        while True:
-            admission.begin(*self._of_admit, self._pushes, now_s)
-            if not self._tell_ended(now_s):  # who left may have made room or sent a successor
-                return bool(self.counts[s.ROWS])
+        self.limits[s.FIRST_DRAFT] = self.gamma if first is None else first
+        while ended := admission.begin(*self._of_admit, self._pushes, now_s):
+            self.source.ended(self, self.ended[:ended], now_s)  # may make room or send a successor
+        return bool(self.counts[s.ROWS])
 
     def plan(self, now_s: float) -> tuple[VerifyPlan, float]:
         """Ask the policy, and let the world say how long that step takes."""
@@ -160,12 +160,12 @@ class Replica:
             self._grow_records()
         self._steps = step + 1
         draft = ALL if plan.draft is None else plan.draft
-        commit.advance(*self._of_advance, plan.lengths, draft, start_s, now_s)
+        ended = commit.advance(*self._of_advance, plan.lengths, draft, start_s, now_s)
         if self.learns and plan.lengths.size:
             self.policy.observe(self.view.outcome(plan, step, now_s - start_s))
-        if self.counts[s.ENDED]:
-            commit.compact(self.rows_i, self.rows_f, self.counts, self.finished, self.keep)
-            self._tell_ended(now_s)
+        if ended:
+            commit.compact(self.rows_i, self.rows_f, self.counts, self.finished)
+            self.source.ended(self, self.ended[:ended], now_s)
 
     def drop_all(self) -> Ints:
         """The replica fails: everything it holds, running (oldest first) and waiting, is let go.
@@ -185,12 +185,6 @@ class Replica:
         self.counts[s.OUTSTANDING] = self.counts[s.FIRST_TOKENS] = 0
         self.world.lines_i[dropped[: len(running)], s.RETRIES] += 1
         return dropped
-
-    def _tell_ended(self, now_s: float) -> bool:
-        ended = int(self.counts[s.ENDED])
-        if ended:
-            self.source.ended(self, self.ended[:ended], now_s)
-        return ended > 0
 
     def _grow_records(self) -> None:
         """Make room for the next ``RECORD_STEPS`` steps."""

@@ -45,7 +45,8 @@ class View:
     def state(self, counts: list[int], now_s: float) -> VerifyState:
         """What the policy sees at the start of a step."""
         rows = counts[s.DECODING]
-        return VerifyState._make(
+        return tuple.__new__(
+            VerifyState,
             (
                 counts[s.STEP],
                 now_s,
@@ -55,7 +56,7 @@ class View:
                 counts[s.TAIL] - counts[s.HEAD],
                 self.replica.cost,
                 self._truth(rows) if self.replica.policy.analysis_only else None,
-            )
+            ),
         )
 
     def _truth(self, rows: int) -> Ints:
