@@ -146,18 +146,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run what is missing, write the result and the page; exit code 2 for a user's error."""
     made = parser()
     args = made.parse_args(argv)
-    try:
+
+    def job() -> None:
         document = league(args) | {"command": command(made.prog, argv)}
         path = args.out / "league.json"
         part = path.with_suffix(".part")
         part.write_text(json.dumps(document, indent=1) + "\n")
         os.replace(part, path)
-        written = league_page.write(document, args.page)
-    except (ValueError, OSError) as error:
-        print(f"{made.prog}: error: {error}", file=sys.stderr)
-        return 2
-    print("written: " + ", ".join(map(str, [path, *written])))
-    return 0
+        print("written: " + ", ".join(map(str, [path, *league_page.write(document, args.page)])))
+
+    kept = f"finished runs are kept in {args.out}: the same command goes on from there"
+    return made.answer(job, kept)
 
 
 def command(prog: str, argv: Sequence[str] | None) -> str:

@@ -57,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run what is missing, write the result and the page; exit code 2 for a user's error."""
     made = parser()
     args = made.parse_args(argv)
-    try:
+
+    def job() -> None:
         document = robustness(args)
         for path, text in (
             (args.out / "robustness.json", json.dumps(document, indent=1)),
@@ -68,10 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             part.write_text(text + "\n")
             part.replace(path)
             print(f"written: {path}")
-    except (ValueError, OSError) as error:
-        print(f"{made.prog}: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    kept = f"finished runs are kept in {args.out}: the same command goes on from there"
+    return made.answer(job, kept)
 
 
 def robustness(args: argparse.Namespace) -> Document:
