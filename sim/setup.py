@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -149,7 +150,7 @@ def build(args: argparse.Namespace) -> Setup:
         traces = _published(args.bundle.removeprefix(PUBLISHED))
         name, hashes = args.bundle, {}
     else:
-        bundle = read_bundle(args.bundle or default_bundle(), args.temperature)
+        bundle = read_bundle(args.bundle or _default_bundle(args), args.temperature)
         traces, name = bundle.traces, bundle.name
         calibration = tuple(
             Calibrated(e.temperature, e.scales, e.bias) for e in bundle.manifest.calibration
@@ -190,6 +191,26 @@ def build(args: argparse.Namespace) -> Setup:
 
 _published = lru_cache(maxsize=2)(published_traces)
 """Made once for the many settings of an experiment; arrays are read-only."""
+
+
+def _default_bundle(args: argparse.Namespace) -> str:
+    """The best shipped bundle; of those profiled for the scenario's longest request, if its own
+    step times and limits are to be used."""
+    best = default_bundle()
+    given = args.latency or args.extrapolate or args.kv_tokens is not None
+    if given or args.scenario not in SCENARIOS:
+        return best
+    chosen = scenario(args.scenario)
+    if isinstance(chosen, ClosedScenario):
+        return best
+    name = default_bundle(chosen.longest_request_tokens)
+    if name != best:
+        print(
+            f"{args.scenario} has requests of up to {chosen.longest_request_tokens:,} tokens, more"
+            f" than {best} was profiled for; taking {name}",
+            file=sys.stderr,
+        )
+    return name
 
 
 def load_latency(name: str, acceptance: Bundle | None, gamma: int) -> LatencyModel:

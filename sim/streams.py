@@ -79,6 +79,11 @@ class Scenario:
         """Mean rate as fitted, requests per second."""
         return sum(stream.arrivals.rate_rps for stream in self.streams)
 
+    @property
+    def longest_request_tokens(self) -> int:
+        """Most tokens, prompt and output, that a request can have."""
+        return int(max(s.prompt.values[-1] + s.output.values[-1] for s in self.streams))
+
     def generate(
         self,
         requests: int,

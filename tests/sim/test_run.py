@@ -9,10 +9,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from gpu_traces.bundle import default_bundle
 from gpu_traces.synthetic import synthetic_bundle, synthetic_traces
 from policies.export import read_policy
 from sim import __main__ as experiments
 from sim import run
+from sim.scenarios import scenario
 
 KEYS = {
     "bundle", "origin", "seed", "capacity_rps", "load_rps", "wall_s", "policies",
@@ -330,3 +332,18 @@ def test_a_prefix_is_cached_where_the_session_was(call, tmp_path: Path) -> None:
         steps = pd.read_parquet(tmp_path / "run" / "steps.parquet")
         prefilled[router] = steps["prefill_tokens"].sum()
     assert prefilled["sticky"] < 0.7 * prefilled["round-robin"]
+
+
+def test_the_default_bundle_holds_the_scenario_s_longest_request(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The best shipped profile is narrow; a production scenario takes the next that is not."""
+    wanted = scenario("azure-conv").longest_request_tokens
+    chosen = default_bundle(wanted)
+    made = ["--scenario", "azure-conv", "--requests", "40", "--policy", "none", "--load", "low"]
+    assert run.main([*made, "--out", str(tmp_path / "run")]) == 0
+    told = capsys.readouterr()
+    assert f"acceptance: {chosen}" in told.out
+    if chosen != default_bundle():
+        assert f"taking {chosen}" in told.err
+    assert default_bundle(1 << 50) == default_bundle()
