@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gpu_traces.calibration import calibrate
+from gpu_traces.files import can_hold
 from gpu_traces.fit import FitReport, fit_latency
 from gpu_traces.latency import LatencyModel
 from gpu_traces.manifest import (
@@ -159,9 +160,10 @@ def check_place(folder: Path, force: bool = False) -> None:
         raise BundleError(f"{folder}: exists; choose another folder or overwrite with --force")
     if folder.exists() and not (folder / "manifest.json").is_file():
         raise BundleError(f"{folder}: exists and is not a bundle; choose another folder")
-    above = next(p for p in folder.absolute().parents if p.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise BundleError(f"{folder}: {above} is no folder that can be written to")
+    try:
+        can_hold(folder)
+    except ValueError as error:
+        raise BundleError(str(error)) from None
 
 
 def _write(

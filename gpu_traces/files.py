@@ -21,3 +21,10 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def can_hold(path: Path) -> None:
+    """ValueError where ``path`` cannot be made, before the work whose result it will hold."""
+    above = next(p for p in path.absolute().parents if p.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise ValueError(f"{path}: {above} is no folder that can be written to")

@@ -20,6 +20,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gpu_traces.files import can_hold
 from sim.records import Records
 
 PACKAGES = ("dspark-lab", "numpy", "numba", "pandas", "pyarrow", "simpy", "scipy")
@@ -79,6 +80,7 @@ def run_folder(target: Path) -> Iterator[RunFolder]:
 
 def check_target(target: Path) -> None:
     """Refuse a target that exists and is not a run folder."""
+    can_hold(target)
     if target.exists() and not (target / "provenance.json").is_file():
         if target.is_dir() and not any(target.iterdir()):
             return

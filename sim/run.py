@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from gpu_traces.files import can_hold
 from policies import registry
 from policies.export import PolicyFile, write_policy
 from sim import options, setup, show
@@ -72,6 +73,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise ValueError("--load is for open-loop arrivals; leave it out with --concurrency")
     out = args.out or Path("runs") / datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
     check_target(out)
+    if args.export:
+        _check_export(args.export)
     world = setup.build(args)
     policies = setup.check_policies(args.policy, world.traces.gamma)
     console = show.terminal()
@@ -135,6 +138,13 @@ def _header(
         "load_rps": load,
         "policies": {},
     }
+
+
+def _check_export(path: Path) -> None:
+    """ValueError where no file can be written, before anything is simulated."""
+    can_hold(path)
+    if path.is_dir():
+        raise ValueError(f"--export {path} is a folder; name a file, as {path / 'policy.json'}")
 
 
 def _export(

@@ -171,6 +171,8 @@ def test_export_is_a_policy_file(call, tmp_path: Path) -> None:
         (["--scenario", "agentic"], "is a closed loop; give --concurrency"),
         (["--max-requests", "100000"], "profiled to"),
         (["--kv-tokens", "16"], "raise --kv-tokens"),
+        (["--export", str(Path(__file__).parent)], "is a folder; name a file"),
+        (["--export", __file__ + "/policy.json"], "is no folder that can be written to"),
         (["--slo", "vip:ttft=1"], "unknown SLO class 'vip'; known: interactive"),
         (["--horizon", "-5"], "must be a number, 0 or more"),
         (["--patience", "0"], "must be a number above 0"),
