@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+CALL = 300  # an attention call's fixed cost, in pairs of a query and a cached position
+
 
 class Group(NamedTuple):
     """Sequences in consecutive slots whose attention is one padded call."""
@@ -47,8 +49,8 @@ def make_batch(
     tokens: Tensor, starts: list[int], counts: list[int], together: int | None = None
 ) -> Batch:
     """The batch of sequences in slots 0, 1, ..: ``counts`` new tokens each, the first at position
-    ``starts``. The first ``together`` sequences (default: all) share one padded attention call;
-    the others, long and of different lengths, get one each.
+    ``starts``. Neighbours among the first ``together`` sequences (default: all) share a padded
+    attention call where that is cheaper; the others, long and of different lengths, get one each.
     """
     device = tokens.device
     start, count = torch.tensor([starts, counts], device=device)
@@ -56,7 +58,7 @@ def make_batch(
     first = count.cumsum(0) - count
     positions = torch.arange(tokens.numel(), device=device) - (first - start)[slots]
     shared = len(counts) if together is None else together
-    bounds = sorted({0, *range(shared, len(counts) + 1)})
+    bounds = [*_starts(starts[:shared], counts[:shared]), *range(shared, len(counts) + 1)]
     groups, at = [], 0
     for low, high in zip(bounds, bounds[1:], strict=False):
         used = sum(counts[low:high])
@@ -64,6 +66,20 @@ def make_batch(
             groups.append(_group(starts[low:high], counts[low:high], at, low, positions))
         at += used
     return Batch(tokens, positions, slots, tuple(groups))
+
+
+def _starts(starts: list[int], counts: list[int]) -> list[int]:
+    """Where to begin a new group: a sequence joins the one before unless the padding that it brings
+    costs more than a call of its own."""
+    made, size, width, span = [], 0, 0, 0
+    for i, (start, count) in enumerate(zip(starts, counts, strict=True)):
+        wide, far = max(width, count), max(span, start + count)
+        alone = CALL + count * (start + count)
+        if not made or (size + 1) * wide * far - size * width * span > alone:
+            made.append(i)
+            size, wide, far = 0, count, start + count
+        size, width, span = size + 1, wide, far
+    return made
 
 
 def _group(starts: list[int], counts: list[int], at: int, slot: int, positions: Tensor) -> Group:
