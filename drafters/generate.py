@@ -24,9 +24,10 @@ from torch import Tensor
 
 from drafters.errors import exit_code
 from drafters.progress import progress
-from drafters.prompts import SPLITS, Prompt, load_prompts
+from drafters.prompts import SPLITS, Prompt, load_prompts, rows
 from drafters.sampling import request_uniforms, sample
 from drafters.target import Target, encode_chat, load_target, load_tokenizer, stop_tokens
+from gpu_traces.commands import Parser, whole
 
 
 @dataclass
@@ -135,7 +136,10 @@ class Generator:
 
 def plan(args: argparse.Namespace, tokenizer: object) -> list[Response]:
     """Every (prompt, temperature, sample) asked for and not yet in the output, shuffled."""
-    done = {json.loads(line)["name"] for line in whole_lines(Path(args.out))}
+    whole_lines(Path(args.out))
+    done = (
+        {row.get("name") for _, row in rows(Path(args.out))} if Path(args.out).exists() else set()
+    )
     queue, too_long = [], 0
     for prompt in spread(load_prompts(args.prompts, args.split), args.limit):
         tokens = encode_chat(tokenizer, prompt.text)
@@ -199,26 +203,22 @@ def generate(args: argparse.Namespace) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="python -m drafters.generate",
-        description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    made = Parser("python -m drafters.generate", __doc__)
     made.add_argument("--target", default="smollm2-135m", help="fetched name, folder or hub id")
     made.add_argument("--prompts", nargs="+", required=True, help="JSONL files or folders")
     made.add_argument("--out", required=True, help="JSONL file to append responses to")
     made.add_argument("--split", choices=SPLITS, default="train", help="half of the prompts")
-    made.add_argument("--limit", type=int, default=0, help="prompts at most; 0: all")
-    made.add_argument("--samples", type=int, default=2, help="responses per prompt at T = 1")
-    made.add_argument("--greedy", type=int, default=1, help="responses per prompt at T = 0")
-    made.add_argument("--tokens", type=int, default=0, help="stop after so many tokens; 0: all")
+    made.add_argument("--limit", type=whole(0), default=0, help="prompts at most; 0: all")
+    made.add_argument("--samples", type=whole(0), default=2, help="responses per prompt at T = 1")
+    made.add_argument("--greedy", type=whole(0), default=1, help="responses per prompt at T = 0")
+    made.add_argument("--tokens", type=whole(0), default=0, help="stop after so many; 0: all")
     made.add_argument("--seconds", type=float, default=0, help="begin none after so long; 0: all")
-    made.add_argument("--max-new", type=int, default=320, help="response tokens at most")
-    made.add_argument("--max-prompt", type=int, default=448, help="skip longer prompts, tokens")
-    made.add_argument("--slots", type=int, default=128, help="responses generated at once")
+    made.add_argument("--max-new", type=whole(1), default=320, help="response tokens at most")
+    made.add_argument("--max-prompt", type=whole(1), default=448, help="longest prompt, tokens")
+    made.add_argument("--slots", type=whole(1), default=128, help="responses generated at once")
     made.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="dtype")
     made.add_argument("--device", default="cpu", help="torch device")
-    made.add_argument("--seed", type=int, default=0, help="seed of every draw")
+    made.add_argument("--seed", type=whole(0), default=0, help="seed of every draw")
     return made
 
 

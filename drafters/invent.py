@@ -23,6 +23,7 @@ from drafters.generate import Generator, Response
 from drafters.progress import progress
 from drafters.prompts import SPLITS, Prompt, load_prompts, prompt_key, split_of
 from drafters.target import chat_opening, load_target, load_tokenizer, stop_tokens
+from gpu_traces.commands import Parser, whole
 
 FEWEST_GIVEN, MOST_GIVEN = 3, 16
 """Tokens of a prompt that are given; at most half of them."""
@@ -94,22 +95,18 @@ def _write(path: Path, rows: list[dict[str, str]]) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="python -m drafters.invent",
-        description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    made = Parser("python -m drafters.invent", __doc__)
     add = made.add_argument
     add("--target", default="smollm2-135m", help="fetched name, folder or hub id")
     add("--prompts", nargs="+", required=True, help="JSONL files or folders to begin from")
     add("--out", required=True, help="JSONL file of prompts; one that is there is kept")
     add("--split", choices=SPLITS, default="train", help="half of the prompts")
-    add("--count", type=int, default=4000, help="prompts at most")
-    add("--max-new", type=int, default=96, help="tokens of a prompt at most")
-    add("--slots", type=int, default=128, help="prompts made at once")
+    add("--count", type=whole(1), default=4000, help="prompts at most")
+    add("--max-new", type=whole(1), default=96, help="tokens of a prompt at most")
+    add("--slots", type=whole(1), default=128, help="prompts made at once")
     add("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="dtype")
     add("--device", default="cpu", help="torch device")
-    add("--seed", type=int, default=0, help="seed of every draw")
+    add("--seed", type=whole(0), default=0, help="seed of every draw")
     return made
 
 

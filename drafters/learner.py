@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from drafters.checkpoint import save_drafter
+from drafters.checkpoint import save_drafter, storing
 from drafters.errors import UserError
 from drafters.objectives import DEFAULT_WEIGHTS, Weights, make_objective, metrics, trained_depth
 from drafters.presets import build_drafter
@@ -87,19 +87,16 @@ class Learner:
             "elapsed_s": elapsed_s,
             "curve": self.curve,
         }
-        temporary = self.out / "state.pt.tmp"
-        torch.save(state, temporary)
-        temporary.replace(self.out / "state.pt")
+        with storing(self.out / "state.pt") as path:
+            torch.save(state, path)
         self._save_curve()
 
     def _save_curve(self) -> None:
-        temporary = self.out / "curve.csv.tmp"
-        with temporary.open("w", newline="") as file:
+        with storing(self.out / "curve.csv") as path, path.open("w", newline="") as file:
             names = list(self.curve[0]) if self.curve else ["step"]
             writer = csv.DictWriter(file, fieldnames=names)
             writer.writeheader()
             writer.writerows(self.curve)
-        temporary.replace(self.out / "curve.csv")
 
 
 def loss_weights(family: str, args: argparse.Namespace) -> Weights:

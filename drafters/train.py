@@ -27,6 +27,7 @@ from drafters.learner import LEARNERS, Learner
 from drafters.objectives import batch_loss
 from drafters.progress import progress
 from drafters.target import load_target
+from gpu_traces.commands import Parser, at_least_zero, positive, whole
 
 WARMUP = 0.04
 
@@ -48,7 +49,7 @@ class Trainer:
         self.target = load_target(args.target, self.dtype, args.device)
         folder = {name: out / name if len(args.drafter) > 1 else out for name in args.drafter}
         self.learners = [Learner(name, self.target, args, folder[name]) for name in folder]
-        self.sequences = load_sequences(args.responses, args.longest)
+        self.sequences = load_sequences(args.responses, args.longest, self.target.vocab_size)
         layers = {i for learner in self.learners for i in learner.drafter.feature_layers}
         self.layers = tuple(sorted(layers))
         self.supervisor = Supervisor(self.target, self.layers, args.cache_gb)
@@ -165,11 +166,7 @@ def columns(features: Tensor, given: tuple[int, ...], wanted: tuple[int, ...]) -
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="python -m drafters.train",
-        description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    made = Parser("python -m drafters.train", __doc__)
     add = made.add_argument
     add("--drafter", nargs="+", choices=LEARNERS, default=["dspark"], help="one or several, which"
         " then learn from the same batches")  # fmt: skip
@@ -177,29 +174,34 @@ def parser() -> argparse.ArgumentParser:
     add("--responses", required=True, help="JSONL from python -m drafters.generate")
     add("--out", required=True, help="folder of the checkpoint, of several one folder each in it;"
         " an earlier run there is resumed")  # fmt: skip
-    add("--minutes", type=float, default=30.0, help="time budget of the optimisation, minutes")
-    add("--steps", type=int, default=0, help="optimise so many steps instead; 0: use --minutes")
-    add("--layers", type=int, default=2, help="draft layers")
-    add("--rank", type=int, default=32, help="rank of the Markov head")
-    add("--gamma", type=int, default=7, help="block size, draft tokens")
+    add("--minutes", type=positive, default=30.0, help="time budget, minutes")
+    add("--steps", type=whole(0), default=0, help="so many steps instead; 0: --minutes")
+    add("--layers", type=whole(1), default=2, help="draft layers")
+    add("--rank", type=whole(1), default=32, help="rank of the Markov head")
+    add("--gamma", type=whole(1), default=7, help="block size, draft tokens")
     add("--feature-layers", type=int, nargs="+", default=None, help="target layer ids (0-based)")
-    add("--anchors", type=int, default=128, help="anchors per sequence and step")
-    add("--batch", type=int, default=4, help="sequences per step")
-    add("--negatives", type=int, default=512, help="CPU: sampled tokens beside the target's own;"
+    add("--anchors", type=whole(1), default=128, help="anchors per sequence and step")
+    add("--batch", type=whole(1), default=4, help="sequences per step")
+    add("--negatives", type=whole(0), default=512, help="CPU: sampled tokens beside the text;"
         " 0: the whole vocabulary, as on an accelerator")  # fmt: skip
-    add("--longest", type=int, default=768, help="drop longer sequences, tokens")
-    add("--lr", type=float, default=6e-4, help="peak learning rate")
-    add("--ce", type=float, default=None, help="weight of the CE term (None: the family's)")
-    add("--l1", type=float, default=None, help="weight of the L1 (TV) term (same)")
-    add("--confidence", type=float, default=None, help="weight of the confidence term (same)")
-    add("--hidden", type=float, default=None, help="weight of the hidden regression (same)")
-    add("--depth", type=int, default=0, help="eagle3, mtp: steps unrolled; 0: gamma, 3")
-    add("--cache-gb", type=float, default=8.0, help="memory for target features, GB")
-    add("--save-minutes", type=float, default=3.0, help="time between checkpoints, minutes")
-    add("--log-every", type=int, default=20, help="steps between rows of curve.csv")
+    add("--longest", type=whole(1), default=768, help="drop longer sequences, tokens")
+    add("--lr", type=positive, default=6e-4, help="peak learning rate")
+    add("--ce", type=at_least_zero, default=None, help="weight of the CE term (None: the family's)")
+    add("--l1", type=at_least_zero, default=None, help="weight of the L1 (TV) term (same)")
+    add(
+        "--confidence",
+        type=at_least_zero,
+        default=None,
+        help="weight of the BCE term (same)",
+    )
+    add("--hidden", type=at_least_zero, default=None, help="weight of the hidden regression (same)")
+    add("--depth", type=whole(0), default=0, help="eagle3, mtp: steps unrolled; 0: gamma, 3")
+    add("--cache-gb", type=at_least_zero, default=8.0, help="memory for target features, GB")
+    add("--save-minutes", type=positive, default=3.0, help="time between checkpoints, minutes")
+    add("--log-every", type=whole(1), default=20, help="steps between rows of curve.csv")
     add("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="matmul precision")
     add("--device", default="cpu", help="torch device")
-    add("--seed", type=int, default=0, help="seed of initialisation and anchors")
+    add("--seed", type=whole(0), default=0, help="seed of initialisation and anchors")
     return made
 
 
