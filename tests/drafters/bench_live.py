@@ -8,6 +8,7 @@ Chunks of prompts alternate between the two, so that a machine that drifts does 
 """
 
 import argparse
+import itertools
 import sys
 import time
 
@@ -35,6 +36,7 @@ def main() -> int:
     made.add_argument("--prompts", nargs="+", required=True)
     made.add_argument("--count", type=int, default=200)
     made.add_argument("--max-new", type=int, default=64)
+    made.add_argument("--longest", type=int, default=1024, help="tokens of a prompt at most")
     made.add_argument("--concurrency", type=int, default=8)
     args = made.parse_args()
 
@@ -44,10 +46,9 @@ def main() -> int:
     target, tokenizer = load_target(args.target), load_tokenizer(args.target)
     stops = stop_tokens(args.target, tokenizer)
     drafter = drafters.load(args.drafter, target)
-    prompts = [
-        tuple(encode_chat(tokenizer, p.text))
-        for p in spread(load_prompts(args.prompts), args.count)
-    ]
+    encoded = (encode_chat(tokenizer, p.text) for p in spread(load_prompts(args.prompts), 0))
+    fitting = (tuple(tokens) for tokens in encoded if len(tokens) <= args.longest)
+    prompts = list(itertools.islice(fitting, args.count))
     spent, tokens = {"engine": 0.0, "transformers": 0.0}, 0
     ties, errors = [], []
     for at in range(0, len(prompts), CHUNK):
@@ -63,6 +64,7 @@ def main() -> int:
             if pair[1] != pair[2]:
                 gap = logit_gap(model, *pair)
                 (ties if gap < TIE else errors).append((at + i, gap))
+        print(f"{at + len(chunk)} prompts: {len(ties)} ties, {len(errors)} errors", flush=True)
     ratio = spent["transformers"] / spent["engine"]
     print(
         f"{len(prompts)} prompts, {tokens} tokens: {len(ties)} differ by a tie {ties}, "
