@@ -239,30 +239,15 @@ def list_bundles() -> list[str]:
     return sorted(path.parent.name for path in DATA.glob("*/manifest.json"))
 
 
-def default_bundle(request_tokens: int = 0) -> str:
-    """Name of the best shipped bundle: measured and replayable, on an H200 first, CPU last.
-
-    The best of those whose step times were measured with ``request_tokens`` in the cache, where
-    there are any.
-    """
+def default_bundle() -> str:
+    """Name of the best shipped bundle: measured and replayable, on an H200 first, CPU last."""
     manifests = {name: load_manifest(DATA / name) for name in list_bundles()}
     usable = [
         n for n, m in manifests.items() if m.kind == "measured" and m.has_traces and m.has_steps
     ]
     if not usable:
         raise BundleError("no measured bundle with anchors and steps ships with the package")
-    ranked = sorted(usable, key=lambda name: _preference(manifests[name]))
-    if request_tokens <= 0:
-        return ranked[0]
-    return next((n for n in ranked if _profiled_tokens(n) >= request_tokens), ranked[0])
-
-
-def _profiled_tokens(name: str) -> int:
-    """Most cached tokens that a target pass of a shipped bundle was timed with."""
-    columns = ["mode", "requests", "context_tokens"]
-    steps = pd.read_parquet(DATA / name / "steps.parquet", columns=columns)
-    passes = steps[steps["mode"].isin(["verify", "prefill", "mixed"])]
-    return int((passes["requests"] * passes["context_tokens"]).max())
+    return min(usable, key=lambda name: _preference(manifests[name]))
 
 
 def _preference(manifest: Manifest) -> tuple[bool, bool, bool, int, str]:

@@ -69,7 +69,8 @@ def add_world(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--bundle", default="", metavar="NAME|FOLDER",
         help="trace bundle whose acceptance is replayed, or published:NAME; empty: the best"
-        " measured one that ships",
+        " measured one that ships, or for a production scenario with requests longer than it was"
+        " profiled for a published one, with published step times",
     )  # fmt: skip
     group.add_argument(
         "--latency", default="", metavar="NAME|FOLDER",

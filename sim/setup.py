@@ -35,6 +35,8 @@ from sim.world import EngineConfig
 DEFAULT_MAX_REQUESTS = 256
 DEFAULT_STEP_TOKENS = 8192
 PUBLISHED = "published:"
+PRODUCTION = ("published:dspark-qwen3-4b", "published:vllm-v4-flash-b300")
+"""Acceptance and step times of production-grade models."""
 SYNTHETIC = "synthetic:"
 OWN = "bundle"
 """The scenario of the bundle's own prompts and answers."""
@@ -146,11 +148,12 @@ def build(args: argparse.Namespace) -> Setup:
     bundle: Bundle | None = None
     hashes: dict[str, str]
     calibration: tuple[Calibrated, ...] = ()
-    if args.bundle.startswith(PUBLISHED):
-        traces = _published(args.bundle.removeprefix(PUBLISHED))
-        name, hashes = args.bundle, {}
+    source, step_times = (args.bundle, args.latency) if args.bundle else _defaults(args)
+    if source.startswith(PUBLISHED):
+        traces = _published(source.removeprefix(PUBLISHED))
+        name, hashes = source, {}
     else:
-        bundle = read_bundle(args.bundle or _default_bundle(args), args.temperature)
+        bundle = read_bundle(source, args.temperature)
         traces, name = bundle.traces, bundle.name
         calibration = tuple(
             Calibrated(e.temperature, e.scales, e.bias) for e in bundle.manifest.calibration
@@ -164,7 +167,7 @@ def build(args: argparse.Namespace) -> Setup:
         traces = miscalibrated(traces, args.confidence_temperature)
     if args.drift:
         traces = with_stale_copy(traces, args.drift)
-    latency = load_latency(args.latency, bundle, traces.gamma)
+    latency = load_latency(step_times, bundle, traces.gamma)
     config = _config(args, traces, latency)
     if args.extrapolate:
         engine = config.engine
@@ -193,24 +196,25 @@ _published = lru_cache(maxsize=2)(published_traces)
 """Made once for the many settings of an experiment; arrays are read-only."""
 
 
-def _default_bundle(args: argparse.Namespace) -> str:
-    """The best shipped bundle; of those profiled for the scenario's longest request, if its own
-    step times and limits are to be used."""
+def _defaults(args: argparse.Namespace) -> tuple[str, str]:
+    """Bundle and latency where no bundle is given: the best measured one, or the published
+    production pair for a production scenario whose requests its profile does not hold."""
     best = default_bundle()
     given = args.latency or args.extrapolate or args.kv_tokens is not None
     if given or args.scenario not in SCENARIOS:
-        return best
-    chosen = scenario(args.scenario)
+        return best, args.latency
+    chosen, measured = scenario(args.scenario), read_bundle(best)
     if isinstance(chosen, ClosedScenario):
-        return best
-    name = default_bundle(chosen.longest_request_tokens)
-    if name != best:
-        print(
-            f"{args.scenario} has requests of up to {chosen.longest_request_tokens:,} tokens, more"
-            f" than {best} was profiled for; taking {name}",
-            file=sys.stderr,
-        )
-    return name
+        return best, ""
+    longest = chosen.longest_request_tokens
+    if load_latency("", measured, measured.manifest.gamma).max_context_tokens >= longest:
+        return best, ""
+    print(
+        f"{args.scenario} has requests of up to {longest:,} tokens, more than {best} was profiled"
+        f" for; taking --bundle {PRODUCTION[0]} --latency {PRODUCTION[1]}",
+        file=sys.stderr,
+    )
+    return PRODUCTION
 
 
 def load_latency(name: str, acceptance: Bundle | None, gamma: int) -> LatencyModel:

@@ -9,12 +9,13 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from gpu_traces.bundle import default_bundle
+from gpu_traces.bundle import default_bundle, read_bundle
 from gpu_traces.synthetic import synthetic_bundle, synthetic_traces
 from policies.export import read_policy
 from sim import __main__ as experiments
 from sim import run
 from sim.scenarios import scenario
+from sim.setup import PRODUCTION
 
 KEYS = {
     "bundle", "origin", "seed", "capacity_rps", "load_rps", "wall_s", "policies",
@@ -336,16 +337,20 @@ def test_a_prefix_is_cached_where_the_session_was(call, tmp_path: Path) -> None:
     assert prefilled["sticky"] < 0.7 * prefilled["round-robin"]
 
 
-def test_the_default_bundle_holds_the_scenario_s_longest_request(
+def test_a_production_scenario_takes_production_models_by_default(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The best shipped profile is narrow; a production scenario takes the next that is not."""
-    wanted = scenario("azure-conv").longest_request_tokens
-    chosen = default_bundle(wanted)
+    """Where the best measured profile does not hold its longest request, and says so; what is given
+    is never changed."""
     made = ["--scenario", "azure-conv", "--requests", "40", "--policy", "none", "--load", "low"]
+    best = read_bundle(default_bundle())
+    model, _ = best.latency_fit
+    assert model.max_context_tokens < scenario("azure-conv").longest_request_tokens
     assert run.main([*made, "--out", str(tmp_path / "run")]) == 0
     told = capsys.readouterr()
-    assert f"acceptance: {chosen}" in told.out
-    if chosen != default_bundle():
-        assert f"taking {chosen}" in told.err
-    assert default_bundle(1 << 50) == default_bundle()
+    assert f"acceptance: {PRODUCTION[0]}" in told.out
+    assert f"more than {best.name} was profiled for; taking --bundle {PRODUCTION[0]}" in told.err
+    run.main([*made, "--bundle", best.name, "--out", str(tmp_path / "given")])
+    told = capsys.readouterr()
+    assert "taking" not in told.err
+    assert PRODUCTION[0] not in told.out
