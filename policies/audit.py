@@ -95,13 +95,8 @@ class Audit:
         drafts: tuple[Tokens, ...], probability: float, step: int,
     ) -> None:  # fmt: skip
         policy, lag = copy.deepcopy(policy), copy.deepcopy(lag)
-        current = np.zeros((toy.rows, toy.gamma))
-        for row, draft in enumerate(drafts):
-            for j, token in enumerate(draft):
-                prefix = past[row] + draft[:j]
-                probability *= (drawn := float(toy.drafter(row, prefix)[token]))
-                head = policy.signal == "confidence"
-                current[row, j] = toy.confidence(row, prefix) if head else drawn
+        current, chance = drawn_blocks(toy, policy, past, drafts)
+        probability *= chance
         if probability == 0.0:
             return
         state = toy_state(toy, lag, current, drafts, step)
@@ -119,8 +114,22 @@ class Audit:
                     np.zeros(toy.rows, dtype=bool), 1.0,
                 )
             )  # fmt: skip
-            chance = probability * float(np.prod([share for share, _ in ends]))
-            self.walk(toy, after, lag, [out for _, out in ends], following, chance, step + 1)
+            share = probability * float(np.prod([part for part, _ in ends]))
+            self.walk(toy, after, lag, [out for _, out in ends], following, share, step + 1)
+
+
+def drawn_blocks(
+    toy: Toy, policy: Policy, past: list[Tokens], drafts: tuple[Tokens, ...]
+) -> tuple[Floats, float]:
+    """What the policy sees of ``drafts`` [rows, gamma], and how likely the drafter draws them."""
+    current, probability = np.zeros((toy.rows, toy.gamma)), 1.0
+    for row, draft in enumerate(drafts):
+        for j, token in enumerate(draft):
+            prefix = past[row] + draft[:j]
+            probability *= (drawn := float(toy.drafter(row, prefix)[token]))
+            head = policy.signal == "confidence"
+            current[row, j] = toy.confidence(row, prefix) if head else drawn
+    return current, probability
 
 
 def toy_state(
@@ -215,6 +224,7 @@ Appendix A is the DSpark paper's counterexample: the target's law is (0.7, 0.3),
 that searches the whole curve on current confidences turns it into (0.85, 0.15), a bias of 0.15.
 `tetris` is audited with the probability of the drawn token as its score, as it is published. Lagged
 schedulers are lossless at a lag of 1 or more; at lag 0 they call themselves anticipating, and are.
+The same worlds drawn at random, through the live acceptance code: [lossless-live.md](lossless-live.md).
 """
 
 
