@@ -224,7 +224,8 @@ Appendix A is the DSpark paper's counterexample: the target's law is (0.7, 0.3),
 that searches the whole curve on current confidences turns it into (0.85, 0.15), a bias of 0.15.
 `tetris` is audited with the probability of the drawn token as its score, as it is published. Lagged
 schedulers are lossless at a lag of 1 or more; at lag 0 they call themselves anticipating, and are.
-The same worlds drawn at random, through the live acceptance code: [lossless-live.md](lossless-live.md).
+The same worlds drawn at random, through the live acceptance code:
+[lossless-live.md](lossless-live.md).
 """
 
 
