@@ -67,9 +67,9 @@ def output_law(policy: Policy, toy: Toy, rounds: int, seed: int) -> tuple[Floats
 def _judged(toy: Toy, row: int, draft: Tokens, count: int, rng: np.random.Generator) -> Ints:
     """[count] verdicts on one block, each as accepted * VOCABULARY + next token."""
     prefixes = [draft[:j] for j in range(len(draft) + 1)]
-    target = torch.tensor(np.log(np.stack([toy.target(row, p) for p in prefixes])))
-    drafter = torch.tensor(
-        np.log(np.stack([toy.drafter(row, p) for p in prefixes[:-1]] or [[1.0, 1.0]]))
+    target, drafter = (
+        torch.tensor(np.log(np.stack([law(row, p) for p in prefixes])))
+        for law in (toy.target, toy.drafter)
     )
     width = len(draft)
     drafts = Drafts(
