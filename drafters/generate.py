@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drafters.errors import exit_code
+from drafters.errors import UserError, exit_code
 from drafters.progress import progress
 from drafters.prompts import SPLITS, Prompt, load_prompts, rows
 from drafters.sampling import request_uniforms, sample
@@ -153,6 +153,8 @@ def plan(args: argparse.Namespace, tokenizer: object) -> list[Response]:
                     queue.append(Response(name, prompt.domain, prompt.dataset, temperature, tokens))
     if too_long:
         print(f"skipped {too_long} prompts of over {args.max_prompt} tokens", file=sys.stderr)
+    if too_long and not queue and not done:
+        raise UserError(f"no prompt has at most --max-prompt {args.max_prompt} tokens")
     np.random.default_rng(args.seed).shuffle(queue)  # type: ignore[arg-type]
     return queue
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from drafters.checkpoint import save_drafter, storing
 from drafters.errors import UserError
 from drafters.objectives import DEFAULT_WEIGHTS, Weights, make_objective, metrics, trained_depth
-from drafters.presets import build_drafter
+from drafters.presets import build_drafter, continued
 from drafters.target import Target
 
 LEARNERS = ("dspark", "dspark-gated", "dspark-rnn", "dflash", "eagle3", "mtp")
@@ -26,9 +26,12 @@ class Learner:
 
     def __init__(self, name: str, target: Target, args: argparse.Namespace, out: Path) -> None:
         family, _, head = name.partition("-")
-        chosen = argparse.Namespace(**{**vars(args), "head": head or "vanilla"})
         self.name, self.out, self.curve = name, out, []
-        self.drafter = build_drafter(family, target, chosen).to(args.device)
+        if args.start:
+            self.drafter = continued(args.start, name, args.gamma, target)
+        else:
+            chosen = argparse.Namespace(**{**vars(args), "head": head or "vanilla"})
+            self.drafter = build_drafter(family, target, chosen).to(args.device)
         learned = [p for p in self.drafter.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(learned, lr=args.lr, weight_decay=0.0)
         depth = trained_depth(family, args.gamma, args.depth)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from drafters.block import BlockDrafter
+from drafters.checkpoint import load
 from drafters.config import DraftConfig
 from drafters.eagle3 import Eagle3Drafter
 from drafters.errors import UserError
@@ -57,6 +58,23 @@ def build_drafter(family: str, target: Target, args: argparse.Namespace) -> Draf
     else:
         drafter = _block_drafter(common, target, args)
     return share_embeddings(drafter, target)
+
+
+def continued(source: str, name: str, gamma: int, target: Target) -> DraftModule:
+    """The drafter of a checkpoint, trainable in fp32.
+
+    UserError unless it is what ``name`` (family, DSpark's head behind a hyphen) and ``gamma`` say.
+    """
+    drafter = load(source, target)
+    config = getattr(drafter, "config", None)
+    head = "" if config is None else config.markov_head_type.replace("vanilla", "")
+    found = "ngram" if config is None else "-".join(filter(None, (config.family, head)))
+    if not isinstance(drafter, DraftModule) or (found, drafter.gamma) != (name, gamma):
+        raise UserError(
+            f"--start {source} holds {found} with gamma {drafter.gamma}; asked for were"
+            f" --drafter {name} --gamma {gamma}"
+        )
+    return share_embeddings(drafter.float().requires_grad_(True), target)
 
 
 def _check_layers(layers: tuple[int, ...], target: Target) -> None:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from drafters.corpus import Sequence, Supervisor, load_sequences
-from drafters.errors import exit_code
+from drafters.errors import UserError, exit_code
 from drafters.full_loss import ask, full_loss
 from drafters.learner import LEARNERS, Learner
 from drafters.objectives import batch_loss
@@ -43,6 +43,7 @@ class Trainer:
     """One run: the target, its responses, and the drafters that learn from them."""
 
     def __init__(self, args: argparse.Namespace) -> None:
+        _check(args)
         torch.manual_seed(args.seed)
         self.args, out = args, Path(args.out)
         self.dtype = getattr(torch, args.dtype)
@@ -95,7 +96,8 @@ class Trainer:
     def losses(self, keys: list[int]) -> Iterator[tuple[Learner, Tensor, Tensor]]:
         """Loss and ``tally`` of each drafter: over the whole vocabulary on an accelerator, over a
         part of it on a CPU."""
-        sequences, done = [self.sequences[i] for i in keys], self.done()
+        sequences = [self.sequences[i] for i in keys]
+        done = 1.0 if self.args.start else self.done()  # past the phases that help a fresh drafter
         if self.args.device != "cpu" or not self.args.negatives:
             yield from self._full_losses(sequences, done)
             return
@@ -157,6 +159,15 @@ class Trainer:
             print(json.dumps(rows), flush=True)
 
 
+def _check(args: argparse.Namespace) -> None:
+    """UserError for what would only fail after a first while of training."""
+    twice = {name for name in args.drafter if args.drafter.count(name) > 1}
+    if twice:
+        raise UserError(f"--drafter names {', '.join(sorted(twice))} twice; each has one folder")
+    if Path(args.out).exists() and not Path(args.out).is_dir():
+        raise UserError(f"--out {args.out} is a file; give a folder, new or of an earlier run")
+
+
 def columns(features: Tensor, given: tuple[int, ...], wanted: tuple[int, ...]) -> Tensor:
     """Features [.., m * d] of the ``wanted`` layers out of those of the ``given``."""
     if given == wanted:
@@ -174,6 +185,8 @@ def parser() -> argparse.ArgumentParser:
     add("--responses", required=True, help="JSONL from python -m drafters.generate")
     add("--out", required=True, help="folder of the checkpoint, of several one folder each in it;"
         " an earlier run there is resumed")  # fmt: skip
+    add("--start", default=None, help="a drafter to go on from (folder, shipped name or hub id) in"
+        " place of a fresh one; its sizes hold")  # fmt: skip
     add("--minutes", type=positive, default=30.0, help="time budget, minutes")
     add("--steps", type=whole(0), default=0, help="so many steps instead; 0: --minutes")
     add("--layers", type=whole(1), default=2, help="draft layers")

@@ -55,3 +55,14 @@ def test_when_time_is_up_what_was_begun_is_finished() -> None:
     whole = answers(slots=1)
     assert len(made) == 3
     assert all(made[name] == whole[name] for name in made)
+
+
+def test_prompts_all_too_long_are_an_error(monkeypatch, tmp_path, capsys) -> None:  # type: ignore[no-untyped-def]
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"domain": "code", "dataset": "made up", "prompt": "one two three"}\n')
+    monkeypatch.setattr(generate, "load_tokenizer", lambda name: None)
+    monkeypatch.setattr(generate, "encode_chat", lambda tokenizer, text: [1] * 9)
+    made = ["--prompts", str(prompts), "--split", "all", "--out", str(tmp_path / "out.jsonl")]
+    assert generate.main([*made, "--max-prompt", "8"]) == 2
+    assert "no prompt has at most --max-prompt 8 tokens" in capsys.readouterr().err
+    assert not (tmp_path / "out.jsonl").exists()

@@ -226,6 +226,43 @@ def test_resumed_run_goes_on(family: str, responses: Path, tmp_path: Path) -> No
     assert any(not torch.equal(before[k], after[k]) for k in before)
 
 
+def test_a_run_can_start_from_a_checkpoint(responses: Path, tmp_path: Path) -> None:
+    """From where the first run ended, in bf16 as it was stored; the curve is the new run's own."""
+    assert train.main(command(responses, tmp_path / "first", "dspark", 60)) == 0
+    before = drafters.load(tmp_path / "first", TARGET).state_dict()
+    made = [
+        *command(responses, tmp_path / "second", "dspark", 5),
+        "--start",
+        str(tmp_path / "first"),
+    ]
+    made[made.index("--lr") + 1] = "1e-5"
+    assert train.main(made) == 0
+    after = drafters.load(tmp_path / "second", TARGET).state_dict()
+    assert any(not torch.equal(before[k], after[k]) for k in before)
+    for name, tensor in before.items():
+        torch.testing.assert_close(after[name], tensor, rtol=0.01, atol=1e-3)
+    curves = [(tmp_path / n / "curve.csv").read_text().splitlines() for n in ("first", "second")]
+    column = curves[0][0].split(",").index("tokens_per_round")
+    fresh, ended, went_on = (
+        float(row.split(",")[column]) for row in (curves[0][1], curves[0][-1], curves[1][1])
+    )
+    assert len(curves[1]) == 2
+    assert abs(went_on - ended) < 0.3 * (ended - fresh)
+
+
+def test_another_kind_of_start_is_refused(
+    responses: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train.main(command(responses, tmp_path / "first", "dflash", 5)) == 0
+    capsys.readouterr()
+    made = command(responses, tmp_path / "second", "dspark", 5)
+    assert train.main([*made, "--start", str(tmp_path / "first")]) == 2
+    error = capsys.readouterr().err
+    assert f"holds dflash with gamma {GAMMA}; asked for were --drafter dspark" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "second").exists()
+
+
 @pytest.mark.parametrize("negatives", ["0", "512"])
 def test_several_learn_from_the_same_batches(
     negatives: str, responses: Path, tmp_path: Path
@@ -247,6 +284,20 @@ def test_several_learn_from_the_same_batches(
     assert train.main([*made, "--negatives", negatives]) == 0
     rows = (tmp_path / "mtp" / "curve.csv").read_text().splitlines()[1:]
     assert [row.split(",")[0] for row in rows] == ["5", "10", "15"]
+
+
+@pytest.mark.parametrize("asked", ["twice", "file"])
+def test_what_cannot_end_well_does_not_begin(
+    asked: str, responses: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = command(responses, responses if asked == "file" else tmp_path / "run", "dspark", 5)
+    if asked == "twice":
+        made[1:2] = ["dspark", "dflash", "dspark"]
+    assert train.main(made) == 2
+    error = capsys.readouterr().err
+    assert ("dspark twice" if asked == "twice" else "is a file") in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
 
 
 def test_nan_stops_and_keeps_the_checkpoint(
