@@ -22,6 +22,10 @@ from drafters.layers import DecoderLayer, RMSNorm, attend, rope_table
 from drafters.module import DraftModule
 from drafters.target import KVCache
 
+TOGETHER = 16
+"""Blocks of one sequence that training attends together. They are masked from each other and
+computed all the same, so few waste little; each such group copies the sequence's context."""
+
 
 class TeacherForced(NamedTuple):
     """Outputs of a training pass over N blocks whose in-block tokens are given."""
@@ -183,14 +187,17 @@ class BlockDrafter(DraftModule):
         context_rope = self._rope(torch.arange(tokens.shape[1], device=tokens.device)[None])
         at = (anchors.unsqueeze(-1) + torch.arange(self.gamma, device=tokens.device)).flatten(1)
         x = self.block_inputs(in_block[..., 0].flatten()).reshape(b, a * self.gamma, -1)
-        rope, mask = self._rope(at), self._training_mask(tokens.shape[1], anchors)
+        rope, groups = self._rope(at), 1 if a % TOGETHER else a // TOGETHER
+        mask = self._training_mask(tokens.shape[1], anchors.reshape(b * groups, -1))
         for layer in self.layers:
             normed = layer.input_layernorm(x)
             q = layer.self_attn.queries(normed, rope)
             ck, cv = layer.self_attn.keys_values(context, context_rope)
             bk, bv = layer.self_attn.keys_values(normed, rope)
+            q, bk, bv = (_grouped(part, groups) for part in (q, bk, bv))
+            ck, cv = (part.repeat_interleave(groups, 0) for part in (ck, cv))
             k, v = torch.cat((ck, bk), 2), torch.cat((cv, bv), 2)
-            x = layer.finish(x, attend(q, k, v, mask))
+            x = layer.finish(x, attend(q, k, v, mask).reshape(b, a * self.gamma, -1))
         hidden = self.norm(x).reshape(b * a, self.gamma, -1)
         latents, rows = None, None
         if self.config.markov_rank:
@@ -220,3 +227,8 @@ class BlockDrafter(DraftModule):
         """Tables of fp32 angles, rounded once for all layers."""
         cos, sin = rope_table(positions, self.config.shape.head_dim, self.config.shape.rope_theta)
         return cos.to(dtype), sin.to(dtype)
+
+
+def _grouped(heads: Tensor, groups: int) -> Tensor:
+    """[b, H, groups * q, e] -> [b * groups, H, q, e]."""
+    return heads.unflatten(2, (groups, -1)).transpose(1, 2).flatten(0, 1)

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from drafters.block import BlockDrafter
+from drafters.block import TOGETHER, BlockDrafter
 from drafters.corpus import Sequence, Supervision, padded, padded_features
 from drafters.losses import ce_and_l1, position_weights, soft_ce_and_l1, with_negatives
 from drafters.module import DraftModule
@@ -117,7 +117,9 @@ def pack(sequences: list[Sequence], features: Tensor, depth: int, anchors: int) 
     ``features`` [b, t, m * d] of the padded sequences.
     """
     tokens = padded(sequences, depth)
-    chosen = torch.ones(len(sequences), anchors, dtype=torch.long)
+    most = min(anchors, max(len(s.tokens) - 1 - s.start for s in sequences))
+    columns = most if most < TOGETHER else -(-most // TOGETHER) * TOGETHER
+    chosen = torch.ones(len(sequences), columns, dtype=torch.long)
     real = torch.zeros_like(chosen, dtype=torch.bool)
     for i, s in enumerate(sequences):
         choice = torch.randperm(len(s.tokens) - 1 - s.start)[:anchors]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from drafters.block import BlockDrafter
-from drafters.checkpoint import load
+from drafters.checkpoint import SHARED, load
 from drafters.config import DraftConfig
 from drafters.eagle3 import Eagle3Drafter
 from drafters.errors import UserError
@@ -74,7 +74,11 @@ def continued(source: str, name: str, gamma: int, target: Target) -> DraftModule
             f"--start {source} holds {found} with gamma {drafter.gamma}; asked for were"
             f" --drafter {name} --gamma {gamma}"
         )
-    return share_embeddings(drafter.float().requires_grad_(True), target)
+    for part, parameter in drafter.named_parameters():
+        if part not in SHARED:
+            parameter.data = parameter.data.float()
+            parameter.requires_grad_(True)
+    return share_embeddings(drafter, target)
 
 
 def _check_layers(layers: tuple[int, ...], target: Target) -> None:

@@ -15,6 +15,7 @@ import torch
 import drafters
 import drafters.full_loss as full_loss_module
 from drafters import train
+from drafters.block import TOGETHER
 from drafters.corpus import Sequence, Supervisor, padded_features
 from drafters.full_loss import ask, full_loss
 from drafters.losses import soft_ce_and_l1
@@ -29,6 +30,7 @@ from drafters.objectives import (
     packed_loss,
     trained_depth,
 )
+from drafters.presets import continued
 from drafters.target import Target
 from tests.drafters.families import LAYERS, tiny_drafter, tiny_target
 
@@ -108,6 +110,22 @@ def test_packed_loss_is_the_formula(family: str) -> None:
     assert float(loss) == pytest.approx(total / mass, rel=2e-3)
     for j, values in enumerate(accepts):
         assert found[f"accept_{j + 1}"] == pytest.approx(sum(values) / len(values), abs=2e-3)
+
+
+def test_blocks_do_not_see_those_they_are_computed_with() -> None:
+    """40 anchors in three groups, their last columns unreal: each block as it is alone."""
+    drafter = tiny_drafter("dspark", TARGET, GAMMA)
+    rows = [Sequence(torch.randint(VOCAB - 1, (n,)), 3) for n in (50, 46)]
+    told = Supervisor(TARGET, drafter.feature_layers, cache_gb=0)([0, 1], rows)
+    batch = pack(rows, padded_features(told).float(), GAMMA, 40)
+    assert batch.anchors.shape == (2, 3 * TOGETHER)
+    out = drafter.teacher_forced(batch.tokens, batch.features, batch.anchors, batch.in_block)
+    hidden = out.hidden.unflatten(0, (2, -1))
+    for i in range(2):
+        for a in (0, 15, 16, 39):
+            one = [x[i : i + 1, a : a + 1] for x in (batch.anchors, batch.in_block)]
+            alone = drafter.teacher_forced(batch.tokens[i : i + 1], batch.features[i : i + 1], *one)
+            torch.testing.assert_close(hidden[i, a], alone.hidden[0], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["dspark", "rnn", "dflash", "eagle3", "mtp"])
@@ -248,6 +266,18 @@ def test_a_run_can_start_from_a_checkpoint(responses: Path, tmp_path: Path) -> N
     )
     assert len(curves[1]) == 2
     assert abs(went_on - ended) < 0.3 * (ended - fresh)
+
+
+def test_a_start_leaves_the_target_as_it_is(responses: Path, tmp_path: Path) -> None:
+    """What learns is fp32 and the drafter's own; a bf16 target stays so, and frozen."""
+    assert train.main(command(responses, tmp_path / "first", "dspark", 5)) == 0
+    target = tiny_target(VOCAB).bfloat16().requires_grad_(False)
+    drafter = continued(str(tmp_path / "first"), "dspark", GAMMA, target)
+    assert {p.dtype for p in target.parameters()} == {torch.bfloat16}
+    assert not any(p.requires_grad for p in target.parameters())
+    assert {p.dtype for p in drafter.parameters() if p.requires_grad} == {torch.float32}
+    shared = {n for n, p in drafter.named_parameters() if not p.requires_grad}
+    assert shared == {"embed_tokens.weight", "lm_head.weight"}
 
 
 def test_another_kind_of_start_is_refused(
