@@ -164,6 +164,8 @@ def main(argv: Sequence[str]) -> int:
         return 0
     args, words = own.parse_known_args(rest)
     cells.setting_parser(own.prog).parse_args(words)
+    if any(word == "--seed" or word.startswith("--seed=") for word in words):
+        own.error("--seed is one run's; give --base-seed, from which every run's seed counts up")
 
     def job() -> None:
         document = _run(verb, args, tuple(words))

@@ -354,3 +354,11 @@ def test_a_production_scenario_takes_production_models_by_default(
     told = capsys.readouterr()
     assert "taking" not in told.err
     assert PRODUCTION[0] not in told.out
+
+
+@pytest.mark.parametrize("words", [["--seed", "3"], ["--seed=3"]])
+def test_experiments_name_their_first_seed(words: list[str], capsys) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(SystemExit) as stopped:
+        experiments.main(["compare", *words])
+    assert stopped.value.code == 2
+    assert "give --base-seed" in capsys.readouterr().err
