@@ -287,6 +287,8 @@ def test_a_closed_scenario_has_a_frontier(bundle: str, tmp_path: Path) -> None:
         (["capacity", "--concurrency", "3"], "capacity sets the load itself"),
         (["capacity", "--attainment", "1.5"], "above 0 and at most 1"),
         (["compare", "--policy", "nope"], "unknown policy 'nope'"),
+        (["compare", "--seed", "3"], "give --base-seed"),
+        (["compare", "--seed=3"], "give --base-seed"),
         (["sweep", "--set", "colour=red"], "must be OPTION=value,value with an option"),
         (["sweep", "--set", "load=high", "--samples", "3"], "needs two numbers, low,high"),
     ],
@@ -354,11 +356,3 @@ def test_a_production_scenario_takes_production_models_by_default(
     told = capsys.readouterr()
     assert "taking" not in told.err
     assert PRODUCTION[0] not in told.out
-
-
-@pytest.mark.parametrize("words", [["--seed", "3"], ["--seed=3"]])
-def test_experiments_name_their_first_seed(words: list[str], capsys) -> None:  # type: ignore[no-untyped-def]
-    with pytest.raises(SystemExit) as stopped:
-        experiments.main(["compare", *words])
-    assert stopped.value.code == 2
-    assert "give --base-seed" in capsys.readouterr().err
