@@ -16,21 +16,53 @@ from drafters.errors import UserError
 from drafters.objectives import DEFAULT_WEIGHTS, Weights, make_objective, metrics, trained_depth
 from drafters.presets import build_drafter, continued
 from drafters.target import Target
+from policies.registry import parse
 
-LEARNERS = ("dspark", "dspark-gated", "dspark-rnn", "dflash", "eagle3", "mtp")
-"""What can be trained: a family, with the kind of DSpark's head behind a hyphen."""
+SIZES = {
+    "dspark": ("layers", "rank"),
+    "dspark-gated": ("layers", "rank"),
+    "dspark-rnn": ("layers", "rank"),
+    "dflash": ("layers",),
+    "eagle3": (),
+    "mtp": (),
+}
+"""What can be trained (a family, with the kind of DSpark's head behind a hyphen), and which of its
+sizes can be set."""
+
+
+def learner_name(text: str) -> str:
+    """An argparse type: ``dspark``, or with sizes of its own ``dspark:layers=4;rank=64``."""
+    try:
+        kind, sizes = parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("policy ")) from None
+    if kind not in SIZES:
+        raise argparse.ArgumentTypeError(f"unknown drafter {kind!r}; known: {', '.join(SIZES)}")
+    for size, value in sizes.items():
+        if size not in SIZES[kind]:
+            settable = ", ".join(SIZES[kind]) or "none"
+            raise argparse.ArgumentTypeError(f"{text!r}: sizes of {kind} to set: {settable}")
+        if type(value) is not int or value < 1:
+            raise argparse.ArgumentTypeError(f"{text!r}: {size} must be a whole number, 1 or more")
+    return text
+
+
+def folder_name(text: str) -> str:
+    """``dspark:layers=4;rank=64`` -> ``dspark-layers4-rank64``."""
+    return text.replace(":", "-").replace(";", "-").replace("=", "")
 
 
 class Learner:
     """State of one drafter's run; ``save`` and ``resume`` make it survive a kill."""
 
     def __init__(self, name: str, target: Target, args: argparse.Namespace, out: Path) -> None:
-        family, _, head = name.partition("-")
+        kind, sizes = parse(name)
+        family, _, head = kind.partition("-")
         self.name, self.out, self.curve = name, out, []
         if args.start:
-            self.drafter = continued(args.start, name, args.gamma, target)
+            self.drafter = continued(args.start, kind, args.gamma, target)
         else:
-            chosen = argparse.Namespace(**{**vars(args), "head": head or "vanilla"})
+            chosen = argparse.Namespace(**{**vars(args), **sizes, "head": head or "vanilla"})
             self.drafter = build_drafter(family, target, chosen).to(args.device)
         learned = [p for p in self.drafter.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(learned, lr=args.lr, weight_decay=0.0)

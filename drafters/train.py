@@ -23,7 +23,7 @@ from torch import Tensor
 from drafters.corpus import Sequence, Supervisor, load_sequences
 from drafters.errors import UserError, exit_code
 from drafters.full_loss import ask, full_loss
-from drafters.learner import LEARNERS, Learner
+from drafters.learner import SIZES, Learner, folder_name, learner_name
 from drafters.objectives import batch_loss
 from drafters.progress import progress
 from drafters.target import load_target
@@ -48,8 +48,11 @@ class Trainer:
         self.args, out = args, Path(args.out)
         self.dtype = getattr(torch, args.dtype)
         self.target = load_target(args.target, self.dtype, args.device)
-        folder = {name: out / name if len(args.drafter) > 1 else out for name in args.drafter}
-        self.learners = [Learner(name, self.target, args, folder[name]) for name in folder]
+        several = len(args.drafter) > 1
+        self.learners = [
+            Learner(name, self.target, args, out / folder_name(name) if several else out)
+            for name in args.drafter
+        ]
         self.sequences = load_sequences(args.responses, args.longest, self.target.vocab_size)
         layers = {i for learner in self.learners for i in learner.drafter.feature_layers}
         self.layers = tuple(sorted(layers))
@@ -164,6 +167,11 @@ def _check(args: argparse.Namespace) -> None:
     twice = {name for name in args.drafter if args.drafter.count(name) > 1}
     if twice:
         raise UserError(f"--drafter names {', '.join(sorted(twice))} twice; each has one folder")
+    sized = [name for name in args.drafter if ":" in name]
+    if args.start and sized:
+        raise UserError(
+            f"--drafter {sized[0]}: a drafter from --start keeps its sizes; leave them out"
+        )
     if Path(args.out).exists() and not Path(args.out).is_dir():
         raise UserError(f"--out {args.out} is a file; give a folder, new or of an earlier run")
 
@@ -179,8 +187,9 @@ def columns(features: Tensor, given: tuple[int, ...], wanted: tuple[int, ...]) -
 def parser() -> argparse.ArgumentParser:
     made = Parser("python -m drafters.train", __doc__)
     add = made.add_argument
-    add("--drafter", nargs="+", choices=LEARNERS, default=["dspark"], help="one or several, which"
-        " then learn from the same batches")  # fmt: skip
+    add("--drafter", nargs="+", type=learner_name, default=["dspark"], metavar="DRAFTER",
+        help=f"one or several, which then learn from the same batches: {', '.join(SIZES)}; with"
+        " sizes of its own 'dspark:layers=4;rank=64'")  # fmt: skip
     add("--target", default="smollm2-135m", help="fetched name, folder or hub id")
     add("--responses", required=True, help="JSONL from python -m drafters.generate")
     add("--out", required=True, help="folder of the checkpoint, of several one folder each in it;"

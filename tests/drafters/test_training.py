@@ -316,6 +316,36 @@ def test_several_learn_from_the_same_batches(
     assert [row.split(",")[0] for row in rows] == ["5", "10", "15"]
 
 
+def test_one_family_in_several_sizes(responses: Path, tmp_path: Path) -> None:
+    made = command(responses, tmp_path, "dspark", 5)
+    made[1:2] = ["dspark:layers=2;rank=3", "dspark", "dflash:layers=3"]
+    assert train.main(made) == 0
+    folders = {"dspark-layers2-rank3": (2, 3), "dspark": (1, 6), "dflash-layers3": (3, 0)}
+    for folder, sizes in folders.items():
+        config = drafters.load(tmp_path / folder, TARGET).config
+        assert (config.num_layers, config.markov_rank) == sizes
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("dspork", "unknown drafter 'dspork'"),
+        ("eagle3:layers=2", "sizes of eagle3 to set: none"),
+        ("dflash:rank=2", "sizes of dflash to set: layers"),
+        ("dspark:layers=0", "layers must be a whole number"),
+        ("dspark:layers", "'layers' must be parameter=value"),
+    ],
+)
+def test_unknown_sizes_are_refused(
+    text: str, said: str, responses: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        train.main(command(responses, tmp_path / "run", text, 5))
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
 @pytest.mark.parametrize("asked", ["twice", "file"])
 def test_what_cannot_end_well_does_not_begin(
     asked: str, responses: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
