@@ -68,7 +68,9 @@ class Learner:
         self.optimizer = torch.optim.AdamW(learned, lr=args.lr, weight_decay=0.0)
         depth = trained_depth(family, args.gamma, args.depth)
         weights = loss_weights(family, args)
-        self.objective = make_objective(family, depth, weights, args.anchors, args.negatives)
+        self.objective = make_objective(
+            family, depth, weights, args.anchors, args.negatives, args.decay
+        )
         self.window: list[tuple[Tensor, Tensor]] = []
 
     def update(self, loss: Tensor, stats: Tensor, rate: float) -> None:

@@ -14,6 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+DECAY = 4.0
+"""Of the weights of draft positions (DeepSpec)."""
+
 
 class Candidates(NamedTuple):
     """A subset of the vocabulary: ``kept`` exact tokens, then sampled ones."""
@@ -89,6 +92,6 @@ def soft_ce_and_l1(
     return ce, ce.detach(), l1
 
 
-def position_weights(gamma: int, decay: float = 4.0) -> Tensor:
+def position_weights(gamma: int, decay: float = DECAY) -> Tensor:
     """w_j = exp(-j / decay), j = 0..gamma-1."""
     return torch.exp(-torch.arange(gamma) / decay)

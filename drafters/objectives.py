@@ -3,11 +3,13 @@
 L = sum_j w_j (a_ce CE_j + a_l1 ||p_d - p_t||_1 + a_conf BCE(c_j, 1 - TV)) / sum_j w_j over draft
 positions j = 0, 1, ... of all anchors.
 
-- Block families: CE to the text's own token, w_j = exp(-j / 4). DSpark ends at weights 0.1, 0.9,
-  1.0; DFlash is CE alone. A run begins CE-heavy, because the L1 term has little gradient while the
-  drafter gives the right token no probability yet, and with a regression of the drafter's hidden
-  states onto the target's (relative squared error, as EAGLE's first version has it), which fades
-  out: on little data it teaches far more per anchor than token losses do.
+- Block families: CE to the text's own token, w_j = exp(-j / 4); ``--decay`` sets the 4. Where few
+  rounds reach the later positions, a faster decay weighs positions closer to how often they count.
+  DSpark ends at weights 0.1, 0.9, 1.0; DFlash is CE alone. A run begins CE-heavy, because the L1
+  term has little gradient while the drafter gives the right token no probability yet, and with a
+  regression of the drafter's hidden states onto the target's (relative squared error, as EAGLE's
+  first version has it), which fades out: on little data it teaches far more per anchor than token
+  losses do.
 - Eagle3: the layer runs on its own states for as many steps as are drafted (training-time test);
   CE to the target's whole distribution, w_j = 0.8^j. MTP likewise, w_j = 1 over few steps.
 """
@@ -22,7 +24,7 @@ from torch import Tensor
 
 from drafters.block import TOGETHER, BlockDrafter
 from drafters.corpus import Sequence, Supervision, padded, padded_features
-from drafters.losses import ce_and_l1, position_weights, soft_ce_and_l1, with_negatives
+from drafters.losses import DECAY, ce_and_l1, position_weights, soft_ce_and_l1, with_negatives
 from drafters.module import DraftModule
 from drafters.recurrent import RecurrentDrafter
 
@@ -82,13 +84,19 @@ class Objective:
 
 
 def make_objective(
-    family: str, depth: int, weights: Weights, anchors_per_sequence: int, negatives: int
+    family: str,
+    depth: int,
+    weights: Weights,
+    anchors_per_sequence: int,
+    negatives: int,
+    decay: float = DECAY,
 ) -> Objective:
-    """The objective of a family, trained on the first ``depth`` draft positions."""
+    """The objective of a family, trained on the first ``depth`` draft positions; ``decay`` is that
+    of block families."""
     if family in STEP_DECAY:
         positions = STEP_DECAY[family] ** torch.arange(depth)
     else:
-        positions = position_weights(depth)
+        positions = position_weights(depth, decay)
     return Objective(weights, positions, anchors_per_sequence, negatives)
 
 

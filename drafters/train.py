@@ -24,6 +24,7 @@ from drafters.corpus import Sequence, Supervisor, load_sequences
 from drafters.errors import UserError, exit_code
 from drafters.full_loss import ask, full_loss
 from drafters.learner import SIZES, Learner, folder_name, learner_name
+from drafters.losses import DECAY
 from drafters.objectives import batch_loss
 from drafters.progress import progress
 from drafters.target import load_target
@@ -216,6 +217,8 @@ def parser() -> argparse.ArgumentParser:
         default=None,
         help="weight of the BCE term (same)",
     )
+    add("--decay", type=positive, default=DECAY, help="block families: draft position j = 0, 1, ..."
+        " weighs exp(-j / DECAY)")  # fmt: skip
     add("--hidden", type=at_least_zero, default=None, help="weight of the hidden regression (same)")
     add("--depth", type=whole(0), default=0, help="eagle3, mtp: steps unrolled; 0: gamma, 3")
     add("--cache-gb", type=at_least_zero, default=8.0, help="memory for target features, GB")

@@ -180,6 +180,19 @@ def test_weights_start_with_cross_entropy() -> None:
     assert (end.ce, end.l1) == (pytest.approx(0.1), 0.9)
 
 
+def test_decay_of_the_positions() -> None:
+    """exp(-j / decay) for block families; recurrent ones keep their own."""
+    made = {
+        f: make_objective(f, 3, DEFAULT_WEIGHTS[f], 8, 0, decay=1.5).positions
+        for f in ("dspark", "dflash", "eagle3", "mtp")
+    }
+    wanted = torch.tensor([-0.0, -1 / 1.5, -2 / 1.5]).exp()
+    torch.testing.assert_close(made["dspark"], wanted)
+    torch.testing.assert_close(made["dflash"], wanted)
+    torch.testing.assert_close(made["eagle3"], torch.tensor([1.0, 0.8, 0.64]))
+    torch.testing.assert_close(made["mtp"], torch.ones(3))
+
+
 def test_trained_depths() -> None:
     assert [trained_depth(f, 7) for f in ("dspark", "dflash", "eagle3", "mtp")] == [7, 7, 7, 3]
     assert trained_depth("mtp", 7, 1) == 1
