@@ -25,7 +25,7 @@ import torch
 from drafters.base import Drafter
 from drafters.beliefs import column, confidences, frozen
 from drafters.errors import UserError
-from drafters.paging import BlockPool
+from drafters.limits import EngineConfig, block_pool, make_runner, refusal
 from drafters.records import StepLog, Stopwatch
 from drafters.request import Request, Running, stream_of
 from drafters.runner import Block, Runner
@@ -34,29 +34,6 @@ from gpu_traces.manifest import Calibration
 from policies.base import Floats, Ints, Policy, StepOutcome, VerifyPlan, VerifyState
 from policies.cost import CostTable
 from policies.harness import ConfidenceLag, check_plan
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineConfig:
-    """Limits of the engine; those of the simulator's ``EngineConfig`` by the same names."""
-
-    max_requests: int = 8
-    """Requests that run at once."""
-    max_step_tokens: int = 2048
-    """Target tokens of one step: anchors, drafts and prompt chunks."""
-    max_context: int = 2048
-    """Most tokens of one request, prompt and output."""
-    kv_tokens: int = 0
-    """Tokens that the target's cache holds, all requests together; 0: all that may run at once."""
-    block_tokens: int = 16
-    """KV cache block size."""
-    paged: bool = False
-    """Keep keys in blocks, read by ``kernels.ragged_attention``; False: in a slot per request."""
-    graphs: bool = False
-    """Run passes and drafts as captured CUDA graphs, with keys in blocks; off CUDA as the same
-    calls, padded alike."""
-    seed: int = 0
-    """Seed of every draw."""
 
 
 @dataclass(frozen=True)
@@ -69,27 +46,6 @@ class Step:
     block: Block | None
     state: VerifyState
     plan: VerifyPlan
-
-
-def _pool(config: EngineConfig, gamma: int) -> BlockPool:
-    tokens = config.max_requests * (_capacity(config, gamma) + config.block_tokens)
-    return BlockPool((config.kv_tokens or tokens) // config.block_tokens, config.block_tokens)
-
-
-def _capacity(config: EngineConfig, gamma: int) -> int:
-    """Positions of one request, with room for a block past its end."""
-    return config.max_context + gamma + 1
-
-
-def make_runner(
-    target: Target, drafter: Drafter | None, gamma: int, config: EngineConfig
-) -> Runner:
-    """What runs an engine's device work, for these limits."""
-    paged = config.paged or config.graphs
-    return Runner(
-        target, drafter, gamma, config.max_requests, _capacity(config, gamma),
-        _pool(config, gamma) if paged else None, config.graphs,
-    )  # fmt: skip
 
 
 class Engine:
@@ -115,7 +71,7 @@ class Engine:
         self.policy, self.cost, self.config = policy, cost, config
         self.stops, self.calibration = stops, tuple(calibration)
         self.gamma = drafter.gamma if drafter else cost.gamma
-        self.pool = _pool(config, self.gamma)
+        self.pool = block_pool(config, self.gamma)
         self.runner = runner or make_runner(target, drafter, self.gamma, config)
         self.runner.forget()
         self.watch = Stopwatch(self.runner.device)
@@ -134,27 +90,10 @@ class Engine:
     def submit(self, request: Request) -> None:
         """Queue a request; calls in order of arrival. One that cannot run fails alone."""
         row = Running(request, list(request.prompt), stream_of(self.config.seed, request.name))
-        row.reason = self._refusal(request)
+        row.reason = refusal(
+            request, self.runner.target.vocab_size, self.config, self.pool, self.gamma
+        )
         (self.ended if row.reason else self.arriving).append(row)
-
-    def _refusal(self, request: Request) -> str:
-        vocabulary, limit = self.runner.target.vocab_size, self.config.max_context
-        bad = [t for t in request.prompt if not 0 <= t < vocabulary]
-        if bad:
-            return f"token id {bad[0]} is outside the vocabulary 0..{vocabulary - 1}"
-        if not request.prompt or request.max_new < 1:
-            return "needs a prompt of at least 1 token and max_new of at least 1"
-        if len(request.prompt) + request.max_new > limit:
-            return (
-                f"{len(request.prompt)} prompt + {request.max_new} new tokens are more than"
-                f" max_context {limit}"
-            )
-        if (
-            self.pool.needed(len(request.prompt) + request.max_new + self._growth)
-            > self.pool.blocks
-        ):
-            return f"{len(request.prompt)} prompt + {request.max_new} new tokens exceed kv_tokens"
-        return ""
 
     @property
     def _growth(self) -> int:
