@@ -30,7 +30,8 @@ from drafters.campaign_latency import as_served, without_graphs
 from drafters.campaign_live import make_arrivals
 from drafters.campaign_pack import files_under, read_parts, write_parts
 from drafters.campaign_run import Campaign, Progress, State, Task
-from drafters.campaign_stages import DRAFTERS, SHARES, TRAINED, Plan, choose_stages, tasks
+from drafters.campaign_sizes import DRAFTERS, TRAINED
+from drafters.campaign_stages import SHARES, Plan, choose_stages, tasks
 from drafters.campaign_weights import join_target
 from drafters.errors import UserError
 from gpu_traces.bundle import read_bundle
