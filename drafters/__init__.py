@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
+
+# Large CPU tensors in huge pages, which torch reads at its first one: each is mapped anew, and
+# clearing it in small pages can take the kernel as long as a training step's arithmetic.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 __all__ = ["load"]
 

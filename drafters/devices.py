@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import torch
 
 from drafters.errors import UserError
@@ -30,22 +28,3 @@ def usable(device: str) -> str:
         say_once(f"no CUDA device for {device!r}: running on the CPU")
         return "cpu"
     return checked(device)
-
-
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
-"""Parameters of glibc's mallopt(3)."""
-
-
-def keep_freed_memory() -> bool:
-    """Tell glibc to hand large blocks out again instead of giving them back to the kernel; False
-    where the C library knows no such thing.
-
-    A step on the CPU makes and drops tensors of many megabytes. By default each is mapped anew, and
-    the kernel clears it page by page, which can cost as much as the step's arithmetic.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return False
-    settings = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**26))
-    return all(mallopt(name, value) for name, value in settings)

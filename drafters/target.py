@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from drafters.batch import Batch, Group
-from drafters.devices import checked, keep_freed_memory
+from drafters.devices import checked
 from drafters.errors import UserError
 from drafters.fetch import MODELS, fetch
 from drafters.layers import DecoderLayer, LayerShape, RMSNorm, attend, rope_table, rotate
@@ -211,11 +211,9 @@ def load_target(name: str, dtype: torch.dtype = torch.float32, device: str = "cp
     """Load a target by fetched name, local folder or hub id; weights frozen, in ``dtype``.
 
     Raises UserError when it cannot be found, its architecture is not Llama or Qwen3, or there is no
-    such device. On the CPU freed memory is kept from here on (``devices.keep_freed_memory``).
+    such device.
     """
     device = checked(device)
-    if device == "cpu":
-        keep_freed_memory()
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
