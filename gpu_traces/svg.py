@@ -12,6 +12,7 @@ import numpy.typing as npt
 WIDTH, HEIGHT = 380, 230
 LEFT, RIGHT, TOP, BOTTOM = 48, 96, 36, 40
 COLUMNS = 4
+LETTER = 6.0  # width of one in a label, about
 COLOURS = ("#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#475569")
 
 
@@ -53,23 +54,26 @@ def figure(panels: Sequence[Panel]) -> str:
 def _panel(panel: Panel) -> str:
     every = [float(x) for line in panel.lines for x in np.asarray(line.x)]
     low, high = min(every), max(every)
+    longest = max(len(line.label) for line in panel.lines)
+    right = WIDTH - max(RIGHT, 10 + LETTER * longest)
 
     def x_px(value: float) -> float:
-        return LEFT + (value - low) / (high - low) * (WIDTH - LEFT - RIGHT)
+        return LEFT + (value - low) / (high - low) * (right - LEFT)
 
     def y_px(value: float) -> float:
         bottom, top = panel.y_range
         return HEIGHT - BOTTOM - (value - bottom) / (top - bottom) * (HEIGHT - TOP - BOTTOM)
 
-    middle = (LEFT + WIDTH - RIGHT) / 2
+    middle = (LEFT + right) / 2
     parts = [_text(middle, 14, panel.title, "middle", "bold")]
     parts.append(_text(middle, HEIGHT - 6, panel.x_label, "middle"))
     parts.append(_text(6, 26, panel.y_label))
     for tick in ticks(*panel.y_range):
         y = y_px(tick)
-        parts.append(f'<path d="M{LEFT},{y:.1f}H{WIDTH - RIGHT}" stroke="#e5e7eb"/>')
+        parts.append(f'<path d="M{LEFT},{y:.1f}H{right:.0f}" stroke="#e5e7eb"/>')
         parts.append(_text(LEFT - 4, y + 3, f"{tick:.3g}", "end"))
-    for tick in ticks(low, high):
+    counts = all(x == round(x) for x in every)
+    for tick in ticks(low, high, 1.0 if counts else 0.0):
         parts.append(_text(x_px(tick), HEIGHT - BOTTOM + 14, f"{tick:.4g}", "middle"))
     for line in panel.lines:
         pairs = zip(np.asarray(line.x), np.asarray(line.y), strict=True)
@@ -78,13 +82,13 @@ def _panel(panel: Panel) -> str:
     labels = dict.fromkeys((line.label, line.colour) for line in panel.lines if line.label)
     for row, (label, colour) in enumerate(labels):
         y = TOP + 10 + 12 * row
-        parts.append(_text(WIDTH - RIGHT + 6, y, label, colour=COLOURS[colour]))
+        parts.append(_text(right + 6, y, label, colour=COLOURS[colour]))
     return "".join(parts)
 
 
-def ticks(low: float, high: float) -> list[float]:
-    """At most seven round numbers in [low, high], evenly apart."""
-    raw = (high - low) / 6
+def ticks(low: float, high: float, least: float = 0.0) -> list[float]:
+    """At most seven round numbers in [low, high], evenly apart by at least ``least``."""
+    raw = max((high - low) / 6, least)
     power = 10.0 ** np.floor(np.log10(raw))
     step = next(power * m for m in (1, 2, 2.5, 5, 10) if power * m >= raw * (1 - 1e-9))
     first = int(np.ceil(low / step - 1e-9))
