@@ -173,7 +173,7 @@ def run(args: argparse.Namespace) -> None:
                 write_latency_bundles(args, name, source, drafter.gamma, steps)
             write_steps(path, steps)
             del drafter
-        steps = pd.read_parquet(path)
+        steps = pd.read_parquet(path.absolute())
         shared = steps[steps["mode"].isin(TARGET_MODES)]
         print(f"{name}: {len(steps)} samples")
     if troubles:

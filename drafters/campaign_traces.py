@@ -120,7 +120,7 @@ def _steps(args: argparse.Namespace, source: str, gamma: int) -> pd.DataFrame | 
     if not args.steps.exists():
         print(f"no latencies in {args.steps}; the bundle has anchors only", file=sys.stderr)
         return None
-    steps = pd.read_parquet(args.steps)
+    steps = pd.read_parquet(args.steps.absolute())
     if steps["graph"].any():
         beside = argparse.Namespace(**{**vars(args), "shape": "", "out": args.out.parent})
         write_latency_bundles(beside, args.out.name, source, gamma, steps)

@@ -227,7 +227,7 @@ class Recording:
             steps = profile.measure(self.target, self.drafter, grid(self.args.grid))
             with replacing(path) as temporary:
                 steps.to_parquet(temporary)
-        return pd.read_parquet(path)
+        return pd.read_parquet(path.absolute())
 
     def manifest(self, rows: list[dict[str, object]]) -> Manifest:
         args = self.args

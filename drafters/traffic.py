@@ -22,7 +22,7 @@ def read_arrivals(path: Path) -> list[float]:
     if not path.is_file():
         raise UserError(f"{path}: no such file; give CSV or Parquet with a column arrival_s")
     try:
-        frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+        frame = pd.read_parquet(path.absolute()) if path.suffix == ".parquet" else pd.read_csv(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not readable as CSV or Parquet ({error})") from None
     name = next((name for name in TIMES if name in frame), "")

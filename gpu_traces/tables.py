@@ -83,7 +83,7 @@ def refuse_outside(values: npt.NDArray[Any], low: float, high: float) -> None:
 def read_table(path: Path, name: str, gamma: int) -> pa.Table:
     """Read one Parquet file and check its columns and types; raises BundleError."""
     try:
-        table = pq.read_table(path, memory_map=True)
+        table = pq.read_table(path.absolute(), memory_map=True)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise BundleError(f"{path}: not a readable Parquet file ({_first(error)})") from None
     for column in TABLES[name]:

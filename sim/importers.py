@@ -99,7 +99,7 @@ def from_burstgpt(frame: pd.DataFrame, name: str) -> RequestTable:
 def load_parquet(path: Path, origin: str | None = None) -> RequestTable:
     """A Parquet file of this program, or any with the plain columns and a stated ``origin``."""
     try:
-        arrow = pq.read_table(path)
+        arrow = pq.read_table(path.absolute())
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(f"{path}: not a readable Parquet file ({error})") from None
     about = (arrow.schema.metadata or {}).get(METADATA_KEY)

@@ -265,6 +265,7 @@ def compare_live(live: Path, bundle_name: str, policy: str) -> Comparison:
     ``policy``: what the live run was told, a policy file (its cost table is used) or a policy with
     parameters (the cost table is the bundle's).
     """
+    live = live.absolute()  # a relative "a:b" would be read as a URI
     steps, requests = live / "live_steps.parquet", live / "live_requests.parquet"
     for path in (steps, requests):
         if not path.is_file():

@@ -107,12 +107,12 @@ def _run_section(path: Path) -> Iterator[str]:
     yield _table(["", *policies], rows)
     said = [f"{name}: {line}" for name, found in policies.items() for line in remarks(found)]
     yield from (f"<p>{html.escape(line)}</p>" for line in (*said, *document["paired_lines"]))
-    requests = pd.read_parquet(path / "requests.parquet")
+    requests = pd.read_parquet(path.absolute() / "requests.parquet")
     for key, title in LATENCIES.items():
         if key != "itl_s":
             yield _html(_distribution(requests, key), f"{title} of requests", "seconds", "share")
     yield _html(_positions(policies), "Acceptance by draft position", "position", "share")
-    steps = pd.read_parquet(path / "steps.parquet")
+    steps = pd.read_parquet(path.absolute() / "steps.parquet")
     yield _html(_over_time(steps), "Verified drafts per step", "seconds", "draft tokens")
 
 

@@ -101,6 +101,14 @@ def test_round_trip(folder: Path, traces: AcceptanceTraces) -> None:
     assert len(back.steps) == back.manifest.files["steps"].rows > 0
 
 
+def test_a_relative_name_with_a_colon_is_no_uri(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder.parent)
+    folder.rename("fixed-k:k=7")
+    assert read_bundle("fixed-k:k=7").traces.gamma == GAMMA
+
+
 @pytest.mark.parametrize(
     ("encoding", "error"),
     [("uint8", 0.002), ("levels32", 0.018), ("float16", 0.0005), ("float32", 0.0)],
