@@ -18,6 +18,7 @@ import streamlit as st
 from app import frames
 from gpu_traces import published
 from gpu_traces.bundle import Bundle, BundleError, default_bundle, list_bundles, read_bundle
+from gpu_traces.files import read_frame
 from gpu_traces.fit import FitReport
 from gpu_traces.latency import LatencyModel
 from gpu_traces.published import published_traces, trace_names
@@ -260,8 +261,8 @@ def _run_folder(folder: str, _stamp: int) -> Run:
     return Run(
         summary,
         _document(Path(folder) / "provenance.json"),
-        pd.read_parquet(Path(folder) / "requests.parquet"),
-        pd.read_parquet(Path(folder) / "steps.parquet"),
+        read_frame(Path(folder) / "requests.parquet"),
+        read_frame(Path(folder) / "steps.parquet"),
     )
 
 

@@ -9,10 +9,8 @@ bias.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import itertools
-import os
 import sys
 from pathlib import Path
 
@@ -21,6 +19,8 @@ import torch
 
 from drafters.acceptance import Drafts, verify
 from drafters.errors import exit_code
+from gpu_traces.commands import Parser, whole
+from gpu_traces.files import replacing
 from policies.audit import (
     FITTED,
     VARIANTS,
@@ -128,21 +128,16 @@ def write_table(path: Path, rounds: int) -> None:
     """Every policy that the live loop may run, by rename."""
     specs = sorted(n for n in names() + VARIANTS if n != "oracle")
     lines = "\n".join(row(spec, rounds) for spec in specs)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(HEADER.format(rounds=rounds) + lines + "\n")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text(HEADER.format(rounds=rounds) + lines + "\n")
     print(f"wrote {path}")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Command line: write the table."""
-    parser = argparse.ArgumentParser(
-        prog="python -m drafters.audit",
-        description=main.__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = Parser("python -m drafters.audit", main.__doc__)
     parser.add_argument("--out", type=Path, default=Path("docs/lossless-live.md"), help="page")
-    parser.add_argument("--rounds", type=int, default=200_000, help="random rounds of each world")
+    parser.add_argument("--rounds", type=whole(1), default=200_000, help="rounds of each world")
     args = parser.parse_args(argv)
     return exit_code(lambda: write_table(args.out, args.rounds), "stopped; nothing was written")
 

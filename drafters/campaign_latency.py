@@ -32,6 +32,7 @@ from drafters.shapes import random_drafter, random_target
 from drafters.target import Target, load_target
 from gpu_traces.bundle import write_bundle
 from gpu_traces.commands import Parser
+from gpu_traces.files import read_frame
 
 LEAST_REPETITIONS = 3
 MOST_REPETITIONS = 15
@@ -173,7 +174,7 @@ def run(args: argparse.Namespace) -> None:
                 write_latency_bundles(args, name, source, drafter.gamma, steps)
             write_steps(path, steps)
             del drafter
-        steps = pd.read_parquet(path.absolute())
+        steps = read_frame(path)
         shared = steps[steps["mode"].isin(TARGET_MODES)]
         print(f"{name}: {len(steps)} samples")
     if troubles:

@@ -32,7 +32,7 @@ from drafters.target import load_target
 from drafters.trace import _response_table, check_confidences, dense_group
 from gpu_traces.bundle import read_bundle, write_bundle
 from gpu_traces.commands import Parser
-from gpu_traces.files import replacing
+from gpu_traces.files import read_frame, replacing
 
 SHARD = 16  # responses in a file: what a kill can lose
 
@@ -120,7 +120,7 @@ def _steps(args: argparse.Namespace, source: str, gamma: int) -> pd.DataFrame | 
     if not args.steps.exists():
         print(f"no latencies in {args.steps}; the bundle has anchors only", file=sys.stderr)
         return None
-    steps = pd.read_parquet(args.steps.absolute())
+    steps = read_frame(args.steps)
     if steps["graph"].any():
         beside = argparse.Namespace(**{**vars(args), "shape": "", "out": args.out.parent})
         write_latency_bundles(beside, args.out.name, source, gamma, steps)

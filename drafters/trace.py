@@ -35,7 +35,7 @@ from drafters.sampling import request_uniforms
 from drafters.target import KVCache, Target, load_target
 from gpu_traces.bundle import Manifest, check_place, write_bundle
 from gpu_traces.commands import Parser, whole
-from gpu_traces.files import replacing
+from gpu_traces.files import read_frame, replacing
 
 CHUNK_ANCHORS = {"cuda": 512}  # anchors drafted in one pass
 CPU_ANCHORS = 64
@@ -227,7 +227,7 @@ class Recording:
             steps = profile.measure(self.target, self.drafter, grid(self.args.grid))
             with replacing(path) as temporary:
                 steps.to_parquet(temporary)
-        return pd.read_parquet(path.absolute())
+        return read_frame(path)
 
     def manifest(self, rows: list[dict[str, object]]) -> Manifest:
         args = self.args

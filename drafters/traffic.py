@@ -11,6 +11,7 @@ import pandas as pd
 from drafters.errors import UserError
 from drafters.prompts import Prompt
 from drafters.request import Request
+from gpu_traces.files import read_frame
 from policies.base import Floats
 
 TIMES = ("arrival_s", "Timestamp", "TIMESTAMP")
@@ -22,7 +23,7 @@ def read_arrivals(path: Path) -> list[float]:
     if not path.is_file():
         raise UserError(f"{path}: no such file; give CSV or Parquet with a column arrival_s")
     try:
-        frame = pd.read_parquet(path.absolute()) if path.suffix == ".parquet" else pd.read_csv(path)
+        frame = read_frame(path) if path.suffix == ".parquet" else pd.read_csv(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not readable as CSV or Parquet ({error})") from None
     name = next((name for name in TIMES if name in frame), "")

@@ -6,6 +6,9 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import pandas as pd
 
 
 @contextmanager
@@ -21,6 +24,11 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_frame(path: Path, **options: Any) -> pd.DataFrame:
+    """A Parquet file; a relative name with a colon, as ``live-fixed-k:k=7``, is no URI."""
+    return pd.read_parquet(path.absolute(), **options)
 
 
 def can_hold(path: Path) -> None:

@@ -21,6 +21,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from gpu_traces.bundle import Bundle, read_bundle
+from gpu_traces.files import read_frame
 from gpu_traces.schema import AcceptanceTraces
 from policies import registry
 from policies.base import Policy, StepOutcome, VerifyState
@@ -265,18 +266,17 @@ def compare_live(live: Path, bundle_name: str, policy: str) -> Comparison:
     ``policy``: what the live run was told, a policy file (its cost table is used) or a policy with
     parameters (the cost table is the bundle's).
     """
-    live = live.absolute()  # a relative "a:b" would be read as a URI
     steps, requests = live / "live_steps.parquet", live / "live_requests.parquet"
     for path in (steps, requests):
         if not path.is_file():
             raise ValueError(f"{path}: no such file; --live is a folder of drafters.decode")
     bundle = read_bundle(bundle_name)
-    live_requests = pd.read_parquet(requests)
+    live_requests = read_frame(requests)
     response = match_responses(live_requests, bundle)
     if not response:
         raise ValueError(f"{live}: none of its prompts is in bundle {bundle.name}")
     made, cost = _policy(policy, bundle)
-    return replay(bundle.traces, pd.read_parquet(steps), live_requests, response, made, cost)
+    return replay(bundle.traces, read_frame(steps), live_requests, response, made, cost)
 
 
 def _policy(text: str, bundle: Bundle) -> tuple[Policy, CostTable]:

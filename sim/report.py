@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 from plotly.graph_objects import Figure
 
+from gpu_traces.files import read_frame
 from sim import options
 from sim.experiments import CAPACITY_COLUMNS, METRICS, capacity_row
 from sim.metrics import tpot_s
@@ -107,12 +108,12 @@ def _run_section(path: Path) -> Iterator[str]:
     yield _table(["", *policies], rows)
     said = [f"{name}: {line}" for name, found in policies.items() for line in remarks(found)]
     yield from (f"<p>{html.escape(line)}</p>" for line in (*said, *document["paired_lines"]))
-    requests = pd.read_parquet(path.absolute() / "requests.parquet")
+    requests = read_frame(path / "requests.parquet")
     for key, title in LATENCIES.items():
         if key != "itl_s":
             yield _html(_distribution(requests, key), f"{title} of requests", "seconds", "share")
     yield _html(_positions(policies), "Acceptance by draft position", "position", "share")
-    steps = pd.read_parquet(path.absolute() / "steps.parquet")
+    steps = read_frame(path / "steps.parquet")
     yield _html(_over_time(steps), "Verified drafts per step", "seconds", "draft tokens")
 
 

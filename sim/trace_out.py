@@ -16,6 +16,7 @@ from typing import Any
 
 import pandas as pd
 
+from gpu_traces.files import read_frame
 from sim import options
 from sim.show import origins
 
@@ -98,8 +99,8 @@ def write(run: Path, out: Path, policy: str, limit: int) -> int:
     if policy and policy not in known:
         raise ValueError(f"{run} has no policy {policy!r}; it has: {', '.join(known)}")
     chosen = [("policy", "==", policy or known[0])]
-    requests = pd.read_parquet(run.absolute() / "requests.parquet", filters=chosen)
-    steps = pd.read_parquet(run.absolute() / "steps.parquet", filters=chosen)
+    requests = read_frame(run / "requests.parquet", filters=chosen)
+    steps = read_frame(run / "steps.parquet", filters=chosen)
     found = list(events(requests, steps, limit))
     part = out.with_name(out.name + ".part")
     about = {"policy": policy or known[0], "origins": origins(document).splitlines()}
