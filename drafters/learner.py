@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from drafters.bigrams import Bigrams
 from drafters.checkpoint import save_drafter, storing
 from drafters.errors import UserError
 from drafters.objectives import DEFAULT_WEIGHTS, Weights, make_objective, metrics, trained_depth
@@ -52,10 +53,20 @@ def folder_name(text: str) -> str:
     return text.replace(":", "-").replace(";", "-").replace("=", "")
 
 
+STATE = "state.pt"  # what training goes on from, beside the checkpoint
+
+
 class Learner:
     """State of one drafter's run; ``save`` and ``resume`` make it survive a kill."""
 
-    def __init__(self, name: str, target: Target, args: argparse.Namespace, out: Path) -> None:
+    def __init__(
+        self,
+        name: str,
+        target: Target,
+        args: argparse.Namespace,
+        out: Path,
+        bigrams: Bigrams | None = None,
+    ) -> None:
         kind, sizes = parse(name)
         family, _, head = kind.partition("-")
         self.name, self.out, self.curve = name, out, []
@@ -63,7 +74,7 @@ class Learner:
             self.drafter = continued(args.start, kind, args.gamma, target)
         else:
             chosen = argparse.Namespace(**{**vars(args), **sizes, "head": head or "vanilla"})
-            self.drafter = build_drafter(family, target, chosen).to(args.device)
+            self.drafter = build_drafter(family, target, chosen, bigrams).to(args.device)
         learned = [p for p in self.drafter.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(learned, lr=args.lr, weight_decay=0.0)
         depth = trained_depth(family, args.gamma, args.depth)
@@ -103,7 +114,7 @@ class Learner:
 
     def resume(self) -> tuple[int, float]:
         """Take up the last checkpoint, if there is one; steps done and seconds spent."""
-        path = self.out / "state.pt"
+        path = self.out / STATE
         if not path.exists():
             return 0, 0.0
         state = torch.load(path, weights_only=True)
@@ -124,7 +135,7 @@ class Learner:
             "elapsed_s": elapsed_s,
             "curve": self.curve,
         }
-        with storing(self.out / "state.pt") as path:
+        with storing(self.out / STATE) as path:
             torch.save(state, path)
         self._save_curve()
 

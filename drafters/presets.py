@@ -1,4 +1,5 @@
-"""New drafters for a target: sizes by default, and a start from the target's own last layers.
+"""New drafters for a target: sizes by default, and a start from the target's own last layers (and,
+for a Markov head, its bigrams).
 
 The context path of a block drafter is a target layer's key/value path if H equals that layer's
 normed input. So with fc selecting the last feature layer and the layer norms folded into the
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from drafters.bigrams import Bigrams, start_from_bigrams
 from drafters.block import BlockDrafter
 from drafters.checkpoint import SHARED, load
 from drafters.config import DraftConfig
@@ -35,10 +37,13 @@ def default_feature_layers(num_layers: int) -> tuple[int, ...]:
     return tuple(sorted({round(1 + i * (last - 1) / 3) for i in range(4)} & set(range(last + 1))))
 
 
-def build_drafter(family: str, target: Target, args: argparse.Namespace) -> DraftModule:
+def build_drafter(
+    family: str, target: Target, args: argparse.Namespace, bigrams: Bigrams | None = None
+) -> DraftModule:
     """A fresh trainable drafter that shares the target's embeddings (frozen).
 
-    ``args``: feature_layers, gamma; for block families also layers, rank, head.
+    ``args``: feature_layers, gamma; for block families also layers, rank, head. ``bigrams`` start a
+    Markov head; without them it adds nothing yet.
     """
     last = (target.num_layers - 1,)
     layers = last if family == "mtp" else default_feature_layers(target.num_layers)
@@ -56,7 +61,7 @@ def build_drafter(family: str, target: Target, args: argparse.Namespace) -> Draf
     if family in ("eagle3", "mtp"):
         drafter = _recurrent_drafter(DraftConfig(num_layers=1, **common), target)
     else:
-        drafter = _block_drafter(common, target, args)
+        drafter = _block_drafter(common, target, args, bigrams)
     return share_embeddings(drafter, target)
 
 
@@ -90,7 +95,7 @@ def _check_layers(layers: tuple[int, ...], target: Target) -> None:
 
 
 def _block_drafter(
-    common: dict[str, Any], target: Target, args: argparse.Namespace
+    common: dict[str, Any], target: Target, args: argparse.Namespace, bigrams: Bigrams | None
 ) -> BlockDrafter:
     dspark = common["family"] == "dspark"
     config = DraftConfig(
@@ -104,6 +109,8 @@ def _block_drafter(
     )
     drafter = BlockDrafter(config)
     _start_from(drafter, target)
+    if dspark and bigrams is not None:
+        start_from_bigrams(drafter.markov_head, target, bigrams)
     return drafter
 
 

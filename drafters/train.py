@@ -20,10 +20,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from drafters.bigrams import Bigrams, ask_bigrams
 from drafters.corpus import Sequence, Supervisor, load_sequences
 from drafters.errors import UserError, exit_code
 from drafters.full_loss import ask, full_loss
-from drafters.learner import SIZES, Learner, folder_name, learner_name
+from drafters.learner import SIZES, STATE, Learner, folder_name, learner_name
 from drafters.losses import DECAY
 from drafters.objectives import batch_loss
 from drafters.progress import progress
@@ -49,16 +50,26 @@ class Trainer:
         self.args, out = args, Path(args.out)
         self.dtype = getattr(torch, args.dtype)
         self.target = load_target(args.target, self.dtype, args.device)
-        several = len(args.drafter) > 1
-        self.learners = [
-            Learner(name, self.target, args, out / folder_name(name) if several else out)
-            for name in args.drafter
-        ]
         self.sequences = load_sequences(args.responses, args.longest, self.target.vocab_size)
+        folders = [out / folder_name(name) for name in args.drafter]
+        if len(folders) == 1:
+            folders = [out]
+        bigrams = self._bigrams(folders)
+        self.learners = [
+            Learner(name, self.target, args, folder, bigrams)
+            for name, folder in zip(args.drafter, folders, strict=True)
+        ]
         layers = {i for learner in self.learners for i in learner.drafter.feature_layers}
         self.layers = tuple(sorted(layers))
         self.supervisor = Supervisor(self.target, self.layers, args.cache_gb)
         self.step, self.elapsed_s = 0, 0.0
+
+    def _bigrams(self, folders: list[Path]) -> Bigrams | None:
+        """For fresh Markov heads; None where there are none."""
+        fresh = not self.args.start and not all((f / STATE).exists() for f in folders)
+        if fresh and any(name.startswith("dspark") for name in self.args.drafter):
+            return ask_bigrams(self.target, self.sequences)
+        return None
 
     def resume(self) -> None:
         """Go on from the checkpoints; a kill between two of them leaves some a little ahead."""
