@@ -266,7 +266,7 @@ def main(argv: list[str] | None = None) -> int:
     """Exit code 0, or 2 after one line on stderr; runs that are there are kept."""
     argv = sys.argv[1:] if argv is None else argv
     args = parser().parse_args(argv)
-    args.command_line = argv
+    args.command_line = ["python -m drafters.campaign_live", *argv]
     return exit_code(lambda: run(args), "stopped; the same command goes on with the next run")
 
 

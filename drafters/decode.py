@@ -128,9 +128,17 @@ def write(
         gamma=engine.gamma,
         temperatures=(args.temperature,),
         domains=domains,
-        command="python -m drafters.decode " + " ".join(args.command_line),
+        command=" ".join(args.command_line),
         seed=args.seed,
         notes=f"live run under policy {args.policy}",
+        live={
+            "policy": args.policy,
+            "max_requests": engine.config.max_requests,
+            "max_step_tokens": engine.config.max_step_tokens,
+            "kv_tokens": engine.config.kv_tokens,
+            "max_new": args.max_new,
+            "open_loop": any(s.request.arrival_s for s in engine.everyone()),
+        },
     )
     tables = {
         "live_steps": engine.log.columns,
@@ -257,7 +265,7 @@ def main(argv: list[str] | None = None) -> int:
     """Exit code 0; 2 after one line on stderr; 130 when interrupted, with results written."""
     argv = sys.argv[1:] if argv is None else argv
     args = parser().parse_args(argv)
-    args.command_line = argv
+    args.command_line = ["python -m drafters.decode", *argv]
     return exit_code(lambda: run(args), "stopped before the first step; nothing was written")
 
 

@@ -90,7 +90,8 @@ class StepLog:
 
 
 def request_columns(sequences: Iterable[Running]) -> dict[str, list[Any]]:
-    """Columns of ``live_requests``, by request id; further: name, temperature, why it failed."""
+    """Columns of ``live_requests``, by request id; further: arrival, domain (index into
+    the manifest's), name, temperature, preemptions, why it failed."""
     rows = sorted(sequences, key=lambda s: s.request.request_id)
     return {
         "request_id": [s.request.request_id for s in rows],
@@ -101,6 +102,8 @@ def request_columns(sequences: Iterable[Running]) -> dict[str, list[Any]]:
         "output_tokens": [s.generated for s in rows],
         "ttft_s": [s.first_token_s - s.request.arrival_s for s in rows],
         "e2e_s": [s.finish_s - s.request.arrival_s for s in rows],
+        "arrival_s": [s.request.arrival_s for s in rows],
+        "domain": [s.request.domain for s in rows],
         "name": [s.request.name for s in rows],
         "temperature": [s.request.temperature for s in rows],
         "preemptions": [s.preemptions for s in rows],

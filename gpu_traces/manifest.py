@@ -73,6 +73,9 @@ class Manifest:
     created: str
     """ISO 8601."""
     notes: str = ""
+    live: dict[str, Any] = field(default_factory=dict)
+    """Of a live run, what it ran under: ``policy``, ``max_requests``, ``max_step_tokens``,
+    ``kv_tokens`` (0: no limit), ``max_new`` and ``open_loop``."""
     schema_version: int = SCHEMA_VERSION
     encodings: dict[str, str] = field(default_factory=dict)
     files: dict[str, FileInfo] = field(default_factory=dict)

@@ -35,6 +35,7 @@ from drafters.campaign_stages import SHARES, Plan, choose_stages, tasks
 from drafters.campaign_weights import join_target
 from drafters.errors import UserError
 from gpu_traces.bundle import read_bundle
+from sim import live_speed
 from tests.drafters.live import WORDS, save_model, save_tokenizer
 
 PROMPTS = 24
@@ -159,6 +160,21 @@ def test_closed_loops_give_the_same_text_lengths_under_every_policy(recorded: Pa
     ]
     assert all(t["output_tokens"].equals(tables[0]["output_tokens"]) for t in tables)
     assert (tables[1]["verified"] > 0).any()
+
+
+def test_the_simulator_serves_the_live_runs_again(recorded: Path, tmp_path: Path, capsys) -> None:
+    """At temperature 0 with a fixed length, round for round."""
+    bundle, out = recorded / "bundles" / "tiny-dspark", tmp_path / "speed.csv"
+    words = [str(recorded / "live"), "--bundle", str(bundle), "--csv", str(out)]
+    assert live_speed.main(words) == 0
+    assert "tokens per second of 12 runs" in capsys.readouterr().out
+    table = pd.read_csv(out).set_index("run")
+    assert (table["sim_tok_s"] > 0).all()
+    fixed = table.loc[["fixed-k-c1", "fixed-k-c2"]]
+    assert (fixed["live_tokens_per_round"] > 1).all()
+    assert fixed["sim_tokens_per_round"].tolist() == pytest.approx(
+        fixed["live_tokens_per_round"].tolist()
+    )
 
 
 def test_report_fills_the_page_between_its_markers(recorded: Path, tmp_path: Path) -> None:
