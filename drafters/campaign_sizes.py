@@ -76,7 +76,10 @@ SIZES = {
         grid="cpu",
         shapes=(),
         shaped=(),
-        live=("--concurrency", "1", "4", "8", "16", "32", "--arrival-count", "40"),
+        live=(
+            "--policies", "none", "fixed-k", "confidence", "vllm", "goodput",
+            "--concurrency", "1", "8", "32", "128", "256", "--least", "4", "--arrival-count", "60",
+        ),
         together=1,
     ),
     ("full", "cuda"): Size(
