@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy.optimize import isotonic_regression
+from scipy.optimize import isotonic_regression, nnls
 
 from gpu_traces.latency import LatencyModel
 from gpu_traces.schema import Origin
@@ -89,6 +89,7 @@ def _fit(cells: pd.DataFrame, name: str, origin: Origin, gamma: int, spread: flo
     draft = plain[plain["mode"] == "draft"]
     verify_s, context_s, captured = _fit_pass(target)
     draft_s, draft_context_s = _fit_draft(draft, gamma, int(cells["requests"].max()))
+    adaptive_s, adaptive_token_s = _ragged_extra(cells, spread)
     overhead = cells.loc[cells["mode"] == "overhead", "seconds"]
     refill = cells[(cells["mode"] == "refill") & (cells["tokens"] > 0)]
     return LatencyModel(
@@ -99,7 +100,8 @@ def _fit(cells: pd.DataFrame, name: str, origin: Origin, gamma: int, spread: flo
         context_s=context_s,
         draft_context_s=draft_context_s,
         overhead_s=float(overhead.median()) if len(overhead) else 0.0,
-        adaptive_s=_ragged_extra(cells),
+        adaptive_s=adaptive_s,
+        adaptive_token_s=adaptive_token_s,
         refill_s=float((refill["seconds"] / refill["tokens"]).median()) if len(refill) else 0.0,
         spread=spread,
         captured_sizes=captured,
@@ -179,14 +181,23 @@ def staircase(sizes: npt.ArrayLike, seconds: npt.ArrayLike, last: int) -> Floats
     return dense
 
 
-def _ragged_extra(cells: pd.DataFrame) -> float:
-    """Median extra seconds of ragged passes over plain ones of the same shape."""
+def _ragged_extra(cells: pd.DataFrame, spread: float) -> tuple[float, float]:
+    """Extra seconds of ragged passes over plain ones of the same shape: of each, and per token.
+
+    Least squares with both at least 0, each shape weighted by 1 / its seconds (relative error).
+    None where half of the shapes show no more than the noise of a step.
+    """
     keys = [c for c in _SHAPE if c != "ragged"]
     ragged, plain = cells[cells["ragged"]], cells[~cells["ragged"]]
     both = ragged.merge(plain, on=keys, suffixes=("_ragged", "_plain"))
     if both.empty:
-        return 0.0
-    return max(0.0, float((both["seconds_ragged"] - both["seconds_plain"]).median()))
+        return 0.0, 0.0
+    seconds, tokens = both["seconds_ragged"].to_numpy(), both["tokens"].to_numpy(dtype=np.float64)
+    extra = (seconds - both["seconds_plain"].to_numpy()) / seconds
+    if np.median(extra) <= spread:
+        return 0.0, 0.0
+    fixed_s, token_s = nnls(np.stack((1 / seconds, tokens / seconds), 1), extra)[0].tolist()
+    return fixed_s, token_s
 
 
 def _spread(steps: pd.DataFrame) -> float:

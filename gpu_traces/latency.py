@@ -3,7 +3,7 @@
     step = overhead_s
          + draft_s[k, R_d] + draft_context_s * (cached tokens the drafter reads)     if it drafts
          + verify_s[T]     + context_s       * (cached tokens the target pass reads)
-         + adaptive_s                                      if the ragged path was taken
+         + adaptive_s      + adaptive_token_s * (T - prefill)         if the ragged path was taken
          + refill_s * (tokens whose drafter cache must be refilled)
 
 T counts anchors, draft tokens and prefill tokens. The CUDA-graph staircase is inside ``verify_s``:
@@ -45,6 +45,8 @@ class LatencyModel:
     """Host time per step that nothing hides."""
     adaptive_s: float = 0.0
     """Extra time of a step with ragged verification lengths."""
+    adaptive_token_s: float = 0.0
+    """Extra time of such a step for each of its tokens that is not prefilled."""
     refill_s: float = 0.0
     """Seconds per token of drafter cache to refill when a request resumes drafting."""
     spread: float = 0.0
@@ -84,18 +86,22 @@ class LatencyModel:
         context_tokens: int = 0,
         adaptive: bool = False,
         draft_context_tokens: int | None = None,
+        prefill_tokens: int = 0,
     ) -> float:
         """Median seconds of one step.
 
         ``context_tokens``: cached tokens that the target pass reads, summed over requests;
-        ``draft_context_tokens``: the same of the drafting requests (None: the same number).
+        ``draft_context_tokens``: the same of the drafting requests (None: the same number);
+        ``prefill_tokens``: those among ``tokens``.
         """
         seconds = self.overhead_s + float(self.verify_s[tokens]) + self.context_s * context_tokens
         if draft_requests and draft_length:
             read = context_tokens if draft_context_tokens is None else draft_context_tokens
             seconds += float(self.draft_s[draft_length, draft_requests])
             seconds += self.draft_context_s * read
-        return seconds + (self.adaptive_s if adaptive else 0.0)
+        if adaptive:
+            seconds += self.adaptive_s + self.adaptive_token_s * (tokens - prefill_tokens)
+        return seconds
 
     def check_range(
         self, requests: int, tokens: int, context_tokens: int = 0, extrapolate: bool = False
@@ -174,6 +180,7 @@ class LatencyModel:
             self._lookup(sizes, seconds, rule),
             self.context_s if context_aware else 0.0,
             self.adaptive_s,
+            adaptive_token_s=self.adaptive_token_s,
         )
 
     def _request_grid(self) -> Floats:

@@ -34,13 +34,13 @@ class BlockSample:
         """Keep evenly spread rows of survivals [R, gamma], those that are full."""
         self.added = _keep(self._ring, self.added, survival, drafted)
 
-    def rates(self, rows: int, adaptive_s: float, draft_s: Floats, verify_s: Floats) -> Floats:
+    def rates(self, rows: int, draft_s: Floats, ragged_s: Floats, verify_s: Floats) -> Floats:
         """[gamma + 1] tokens per second promised to ``rows`` requests that draft 0..gamma each.
 
         ``draft_s`` [gamma + 1]: seconds to draft so many for all of them; ``verify_s[B]``: the
-        target pass with B drafts; ``adaptive_s``: extra seconds of verifying less than all.
+        target pass with B drafts, all that were drafted; ``ragged_s[B]``: with a part of them.
         """
-        rates: Floats = _rates(self._ring, rows, adaptive_s, draft_s, verify_s)
+        rates: Floats = _rates(self._ring, rows, draft_s, ragged_s, verify_s)
         return rates
 
 
@@ -56,7 +56,7 @@ def _keep(ring: Floats, added: int, survival: Floats, drafted: Ints) -> int:
 
 @njit(cache=True, error_model="numpy")
 def _rates(
-    sample: Floats, rows: int, adaptive_s: float, draft_s: Floats, verify_s: Floats
+    sample: Floats, rows: int, draft_s: Floats, ragged_s: Floats, verify_s: Floats
 ) -> Floats:
     rates = np.zeros(draft_s.size)
     rates[0] = rows / verify_s[0]
@@ -64,11 +64,11 @@ def _rates(
     for k in range(1, draft_s.size):
         falling = sample[:, :k].copy().ravel()
         sort_falling(falling)
-        tokens, spent_s = float(rows), draft_s[k] + adaptive_s
+        tokens, pass_s = float(rows), ragged_s
         for i in range(falling.size):
             tokens += each * falling[i]
             if i == falling.size - 1:
-                spent_s -= adaptive_s
-            rate = tokens / (spent_s + verify_s[int(each * (i + 1) + 0.5)])
+                pass_s = verify_s
+            rate = tokens / (draft_s[k] + pass_s[int(each * (i + 1) + 0.5)])
             rates[k] = max(rates[k], rate)
     return rates

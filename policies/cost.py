@@ -66,10 +66,10 @@ class CostTable:
     ``draft_s`` [gamma + 1, R_max + 1]: seconds to draft k tokens for each of R requests (row 0 is
     zero). ``verify_s`` [T_max + 1]: seconds of a target pass over T tokens. ``context_s``: seconds
     per cached token read, on top of the context the table was profiled at (0: token-only, as in
-    every known engine). ``adaptive_s``: extra seconds of a step that takes the ragged path.
-    ``refill_s``: seconds per token that the drafter's cache missed while a request skipped
-    drafting, paid when it drafts again. ``tiers``: captured token counts that a step is padded up
-    to, ascending (empty: unknown).
+    every known engine). ``adaptive_s``, ``adaptive_token_s``: extra seconds of a step that takes
+    the ragged path, and of each of its decoding tokens. ``refill_s``: seconds per token that the
+    drafter's cache missed while a request skipped drafting, paid when it drafts again. ``tiers``:
+    captured token counts that a step is padded up to, ascending (empty: unknown).
     """
 
     draft_s: Floats
@@ -78,6 +78,7 @@ class CostTable:
     adaptive_s: float = 0.0
     refill_s: float = 0.0
     tiers: tuple[int, ...] = ()
+    adaptive_token_s: float = 0.0
 
     def __post_init__(self) -> None:
         if self.draft_s.ndim != 2 or self.verify_s.ndim != 1:
@@ -102,6 +103,14 @@ class CostTable:
         inside = self.verify_s[np.minimum(sizes, self.verify_s.size - 1)]
         slope = self.verify_s[-1] - self.verify_s[-2] if self.verify_s.size > 1 else 0.0
         return inside + slope * np.maximum(sizes - (self.verify_s.size - 1), 0)
+
+    def ragged_curve_s(self, first: int, count: int, rows: int) -> Floats:
+        """The same on the ragged path, with ``rows`` decoding requests among the ``first`` tokens;
+        where that path costs nothing more, the very same."""
+        plain = self.verify_curve_s(first, count)
+        if not (self.adaptive_s or self.adaptive_token_s):
+            return plain
+        return plain + self.adaptive_s + self.adaptive_token_s * np.arange(rows, rows + count)
 
     def scaled(self, draft: float = 1.0, verify: float = 1.0) -> CostTable:
         """A wrong belief for sensitivity studies: every draft or verify time times a factor."""

@@ -103,6 +103,7 @@ def cost_to_json(cost: CostTable) -> dict[str, Any]:
         "draft": _points(cost.draft_s),
         "context_s": cost.context_s,
         "adaptive_s": cost.adaptive_s,
+        "adaptive_token_s": cost.adaptive_token_s,
         "refill_s": cost.refill_s,
         "tiers": list(cost.tiers),
     }
@@ -111,6 +112,7 @@ def cost_to_json(cost: CostTable) -> dict[str, Any]:
 def cost_from_json(data: dict[str, Any]) -> CostTable:
     """The dense table back; KeyError, TypeError or ValueError when it is malformed."""
     scalars = {k: float(data[k]) for k in ("context_s", "adaptive_s", "refill_s")}
+    scalars["adaptive_token_s"] = float(data.get("adaptive_token_s", 0.0))
     tiers = tuple(int(size) for size in data["tiers"])
     return CostTable(_curve(data["draft"]), _curve(data["verify"]), tiers=tiers, **scalars)
 

@@ -126,16 +126,16 @@ class Goodput(Policy):
         survival = self._survivals(state)
         falling = survival.flatten()
         sort_falling(falling)
-        rows, adaptive_s, base = state.drafted.size, state.cost.adaptive_s, state.sampling_requests
-        plain = self.config.plain_path and adaptive_s > 0
+        rows, base = state.drafted.size, state.sampling_requests
+        ragged_s = state.cost.ragged_curve_s(state.other_tokens, total + 1, rows)
+        plain = self.config.plain_path and bool(ragged_s[total] > verify_s[total])
         adaptive = total > 0 and not (
-            plain and not trimming_pays(base, fixed_s, adaptive_s, verify_s, self._shape, rows)
+            plain and not trimming_pays(base, fixed_s, ragged_s, verify_s, self._shape, rows)
         )
         budget = total
         if adaptive:
-            fixed_s += adaptive_s
-            budget = lookahead_budget(falling, base, fixed_s, verify_s, self._shape, rows)
-        believed_s = draft_s + float(verify_s[budget]) + adaptive * adaptive_s
+            budget = lookahead_budget(falling, base, fixed_s, ragged_s, self._shape, rows)
+        believed_s = draft_s + float(ragged_s[budget] if adaptive else verify_s[total])
         self._step = _Step(state, survival, falling, believed_s)
         return top_budget(survival, state.drafted, budget), adaptive
 
@@ -156,8 +156,9 @@ class Goodput(Policy):
         rows, cost = state.drafted.size, state.cost
         draft_s = cost.draft_s[:, min(rows, cost.draft_s.shape[1] - 1)]
         verify_s = cost.verify_curve_s(state.other_tokens, rows * self.gamma + 1)
-        verify_s = verify_s + self._excess(state, float(verify_s[0]))
-        rates = self._blocks.rates(rows, cost.adaptive_s, draft_s, verify_s)
+        ragged_s = cost.ragged_curve_s(state.other_tokens, rows * self.gamma + 1, rows)
+        excess_s = self._excess(state, float(verify_s[0]))
+        rates = self._blocks.rates(rows, draft_s, ragged_s + excess_s, verify_s + excess_s)
         self.first_draft = self.gamma - int(np.argmax(rates[::-1]))
         if self.first_draft == self.gamma:
             self._probe_gap = self.config.probe_every

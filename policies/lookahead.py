@@ -47,9 +47,9 @@ def _ahead(shape: Floats, total: int, rows: int) -> Floats:
 
 @njit(cache=True, error_model="numpy")
 def trimming_pays(
-    base: float, fixed_s: float, adaptive_s: float, verify_s: Floats, shape: Floats, rows: int
+    base: float, fixed_s: float, ragged_s: Floats, verify_s: Floats, shape: Floats, rows: int
 ) -> bool:
-    """Whether some trimmed step, at ``adaptive_s`` more, should beat verifying everything.
+    """Whether some trimmed step, at ``ragged_s``, should beat verifying everything.
 
     Judged by the remembered shape alone, before this step's values are looked at.
     """
@@ -57,7 +57,8 @@ def trimming_pays(
     ahead = _ahead(shape, total, rows)
     full_rate = (base + ahead[total]) / (fixed_s + verify_s[total])
     for v in range(total):
-        if base + ahead[v] > full_rate * (fixed_s + adaptive_s + verify_s[v]):
+        tokens = base + ahead[v]
+        if tokens > full_rate * (fixed_s + ragged_s[v]):
             return True
     return False
 

@@ -29,13 +29,13 @@ STEPS = 32
 
 @njit(cache=True, error_model="numpy")
 def _best(
-    useful: int, drafted: int, base: float, draft_s: float, adaptive_s: float, verify_s: Floats
+    useful: int, drafted: int, base: float, draft_s: float, ragged_s: Floats, verify_s: Floats
 ) -> tuple[int, float]:
     """Best budget and its tokens per second: up to ``useful`` accepted drafts, or all ``drafted``
     on the plain path."""
     best, best_rate = drafted, (base + useful) / (draft_s + verify_s[drafted])
     for budget in range(useful + 1):
-        rate = (base + budget) / (draft_s + adaptive_s + verify_s[budget])
+        rate = (base + budget) / (draft_s + ragged_s[budget])
         if rate > best_rate:
             best, best_rate = budget, rate
     return best, best_rate
@@ -43,7 +43,7 @@ def _best(
 
 @njit(cache=True)
 def _rates(
-    accepted: Ints, base: float, draft_s: Floats, adaptive_s: float, verify_s: Floats
+    accepted: Ints, base: float, draft_s: Floats, ragged_s: Floats, verify_s: Floats
 ) -> Floats:
     """[gamma + 1] best tokens per second had everyone drafted 0..gamma."""
     rates = np.empty(draft_s.size)
@@ -51,7 +51,7 @@ def _rates(
         useful = 0
         for length in accepted:
             useful += min(length, k)
-        rates[k] = _best(useful, k * accepted.size, base, draft_s[k], adaptive_s, verify_s)[1]
+        rates[k] = _best(useful, k * accepted.size, base, draft_s[k], ragged_s, verify_s)[1]
     return rates
 
 
@@ -81,19 +81,21 @@ class Oracle(Policy):
             raise ValueError("policy 'oracle' needs true accepted lengths: only a replay has them")
         if rows == 0:
             return VerifyPlan(state.drafted.copy())
-        verify_s = cost.verify_curve_s(state.other_tokens, rows * (cost.draft_s.shape[0] - 1) + 1)
-        verify_s = verify_s + cost.context_s * float(state.context_tokens.sum())
+        most = rows * (cost.draft_s.shape[0] - 1) + 1
+        read_s = cost.context_s * float(state.context_tokens.sum())
+        verify_s = cost.verify_curve_s(state.other_tokens, most) + read_s
+        ragged_s = cost.ragged_curve_s(state.other_tokens, most, rows) + read_s
         draft_s = cost.draft_s[:, min(rows, cost.draft_s.shape[1] - 1)]
-        base, adaptive_s = float(state.sampling_requests), cost.adaptive_s
+        base = float(state.sampling_requests)
         kind = int(state.other_tokens > rows)
         self._seen[kind] = min(self._seen[kind] + 1, STEPS)
-        rates = _rates(accepted, base, draft_s, adaptive_s, verify_s)
+        rates = _rates(accepted, base, draft_s, ragged_s, verify_s)
         self._rates[kind] += (rates / rates[0] - self._rates[kind]) / self._seen[kind]
         self.first_draft = rates.size - 1 - int(np.argmax(self._rates[kind][::-1]))
         useful = np.minimum(state.drafted, accepted)
         _, longest, total = draft_counts(state.drafted)
         spent_s = float(draft_s[longest])
-        budget, _ = _best(int(useful.sum()), total, base, spent_s, adaptive_s, verify_s)
+        budget, _ = _best(int(useful.sum()), total, base, spent_s, ragged_s, verify_s)
         draft = np.full(rows, self.first_draft)
         if budget == total:
             return VerifyPlan(state.drafted.copy(), draft, adaptive=False)

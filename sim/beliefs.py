@@ -25,6 +25,7 @@ def step_error(steps: pd.DataFrame, cost: CostTable) -> dict[str, float]:
     longest = np.minimum(-(-drafted // requests), cost.gamma)
     believed_s = cost.draft_s[longest, np.minimum(requests, cost.draft_s.shape[1] - 1)]
     believed_s = believed_s + cost.verify_s[np.minimum(tokens, cost.verify_s.size - 1)]
-    believed_s = believed_s + cost.adaptive_s * (budget < drafted)
+    ragged_s = cost.adaptive_s + cost.adaptive_token_s * (requests + budget)
+    believed_s = believed_s + ragged_s * (budget < drafted)
     error = believed_s / (decode["end_s"] - decode["start_s"]).to_numpy() - 1.0
     return {"mean": float(error.mean()), "absolute": float(np.abs(error).mean())}

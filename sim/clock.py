@@ -33,7 +33,7 @@ class StepClock:
             seconds += model.draft_context_s * counts[s.DRAFT_CONTEXT]
             seconds += model.refill_s * counts[s.REFILL]
         if adaptive:
-            seconds += model.adaptive_s
+            seconds += model.adaptive_s + model.adaptive_token_s * (counts[s.DECODING] + budget)
         return seconds * next(self.noise)
 
     def _noise(self, rng: np.random.Generator) -> Generator[float, None, None]:

@@ -208,6 +208,27 @@ def test_ragged_refill_and_missing_target_passes() -> None:
     every = pd.concat([steps.assign(ragged=False), ragged, refill.assign(ragged=False)])
     model, _ = fit_latency(every, gamma=4)
     assert model.adaptive_s == pytest.approx(150e-6)
+    assert model.adaptive_token_s == pytest.approx(0, abs=1e-12)
     assert model.refill_s == pytest.approx(5e-6)
+    ragged["microseconds"] = verify["microseconds"] + 50.0 + 2.0 * verify["tokens"]
+    model, _ = fit_latency(pd.concat([steps.assign(ragged=False), ragged]), gamma=4)
+    assert model.adaptive_s == pytest.approx(50e-6)
+    assert model.adaptive_token_s == pytest.approx(2e-6)
+    seconds = (model.step_time_s(0, 0, 12, adaptive=a, prefill_tokens=5) for a in (True, False))
+    assert next(seconds) - next(seconds) == pytest.approx(64e-6)
+    table = model.cost_table("clamp")
+    extra = table.ragged_curve_s(12, 3, rows=7) - table.verify_curve_s(12, 3)
+    np.testing.assert_allclose(extra, [64e-6, 66e-6, 68e-6])
+
+
+def test_a_ragged_extra_below_the_noise_is_none() -> None:
+    steps = pd.DataFrame(synthetic_steps(stairs_world()))
+    noise = np.exp(0.05 * np.random.default_rng(0).standard_normal((6, len(steps))))
+    noisy = pd.concat([steps.assign(microseconds=steps["microseconds"] * n) for n in noise])
+    ragged = steps[steps["mode"] == "verify"].assign(ragged=True)
+    ragged["microseconds"] *= 1.01
+    model, _ = fit_latency(pd.concat([noisy.assign(ragged=False), ragged]), gamma=4)
+    assert model.spread > 0.03
+    assert (model.adaptive_s, model.adaptive_token_s) == (0.0, 0.0)
     with pytest.raises(ValueError, match="no target pass"):
         fit_latency(steps[steps["mode"] == "draft"])

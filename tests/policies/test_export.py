@@ -52,7 +52,7 @@ def test_round_trip(name: str, tmp_path) -> None:
     assert back.provenance == {"command": "test"}
     np.testing.assert_allclose(back.cost.verify_s, stairs().verify_s, rtol=1e-12)
     np.testing.assert_allclose(back.cost.draft_s, stairs().draft_s, rtol=1e-12)
-    scalars = ("context_s", "adaptive_s", "refill_s", "tiers")
+    scalars = ("context_s", "adaptive_s", "adaptive_token_s", "refill_s", "tiers")
     assert all(getattr(back.cost, k) == getattr(stairs(), k) for k in scalars)
     assert back.make().name == name
     assert len(json.loads((tmp_path / "policy.json").read_text())["cost"]["verify"]["sizes"]) < 20

@@ -89,6 +89,7 @@ def serve(
                 max((r.drafted for r in drafting), default=0),
                 len(running) + sum(chunks) + int(lengths.sum()),
                 adaptive=plan.adaptive,
+                prefill_tokens=sum(chunks),
             )
         else:
             seconds = latency.step_time_s(0, 0, sum(chunks))
