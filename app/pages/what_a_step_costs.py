@@ -52,7 +52,8 @@ def show_numbers(model: LatencyModel, report: FitReport, steps: pd.DataFrame) ->
     error.metric("Median error, held out", f"{report.median_error:.1%}")
     tail.metric("p95 error, held out", f"{report.p95_error:.1%}")
     context.metric("Per 1,000 cached tokens", f"{model.context_s * 1e9:.3g} µs")
-    adaptive.metric("Ragged step, extra", microseconds(model.adaptive_s, ragged))
+    extra_s = model.adaptive_s + 64 * model.adaptive_token_s
+    adaptive.metric("Ragged step, 64 tokens", microseconds(extra_s, ragged))
     overhead.metric("Host overhead", microseconds(model.overhead_s, hosted))
     noise.metric("Noise, log s.d.", f"{model.spread:.1%}")
     st.caption(

@@ -142,7 +142,7 @@ def test_step_times_state_the_error_of_the_fit(open_page: OpenPage, bundle: str)
     assert float(shown["Median error, held out"].rstrip("%")) < 5
     overhead_us = float(shown["Host overhead"].removesuffix(" µs"))
     assert overhead_us == pytest.approx(staircase_model().overhead_s * 1e6, rel=0.02)
-    assert shown["Ragged step, extra"] == "–"
+    assert shown["Ragged step, 64 tokens"] == "–"
     assert charts(app) == 2
 
 
