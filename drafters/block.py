@@ -106,7 +106,8 @@ class BlockDrafter(DraftModule):
         else:
             hidden = self._block_hidden(state, anchors, positions)
         hidden = hidden[:, :gamma].contiguous()
-        base = self.lm_head(hidden)
+        rows = hidden.flatten(0, 1)  # one request's slice keeps a stride that sends 3-d inputs astray
+        base = self.lm_head(rows).unflatten(0, hidden.shape[:2])
         if isinstance(draw, Sampler) and draw.fused and self.drawn_in_one:
             return self._drawn_by_kernel(base, hidden, anchors, draw)
         return self.sequential(base.float(), hidden, anchors, draw)
