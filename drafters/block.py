@@ -106,7 +106,7 @@ class BlockDrafter(DraftModule):
         else:
             hidden = self._block_hidden(state, anchors, positions)
         hidden = hidden[:, :gamma].contiguous()
-        rows = hidden.flatten(0, 1)  # one request's slice keeps a stride that sends 3-d inputs astray
+        rows = hidden.flatten(0, 1)  # a slice of one request has a stride that 3-d products dislike
         base = self.lm_head(rows).unflatten(0, hidden.shape[:2])
         if isinstance(draw, Sampler) and draw.fused and self.drawn_in_one:
             return self._drawn_by_kernel(base, hidden, anchors, draw)
