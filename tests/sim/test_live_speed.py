@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from gpu_traces.bundle import DATA
 from gpu_traces.latency import linear
 from gpu_traces.synthetic import synthetic_traces
 from sim import live_speed
@@ -108,3 +109,15 @@ def test_folders_without_a_live_run_are_told_in_one_line(tmp_path, capsys) -> No
     assert "no live runs there" in capsys.readouterr().err
     assert live_speed.main(["smollm2-dspark-cpu", "--bundle", "smollm2-dspark-cpu"]) == 2
     assert "no live run" in capsys.readouterr().err
+
+
+def test_the_simulator_tells_the_speed_of_the_live_runs_that_ship(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    """35 live runs on a CPU whose step times vary by a tenth: half of them within a tenth."""
+    out = tmp_path / "speed.csv"
+    words = [str(DATA / "live-epyc"), "--bundle", "smollm2-dspark-epyc", "--csv", str(out)]
+    assert live_speed.main(words) == 0
+    table = pd.read_csv(out)
+    assert len(table) == 35
+    assert table["error"].abs().median() < 0.1
+    rounds = table["sim_tokens_per_round"] / table["live_tokens_per_round"] - 1
+    assert rounds.abs().median() < 0.05
