@@ -71,10 +71,10 @@ def _panel(panel: Panel) -> str:
     for tick in ticks(*panel.y_range):
         y = y_px(tick)
         parts.append(f'<path d="M{LEFT},{y:.1f}H{right:.0f}" stroke="#e5e7eb"/>')
-        parts.append(_text(LEFT - 4, y + 3, f"{tick:.3g}", "end"))
+        parts.append(_text(LEFT - 4, y + 3, _number(tick), "end"))
     counts = all(x == round(x) for x in every)
     for tick in ticks(low, high, 1.0 if counts else 0.0):
-        parts.append(_text(x_px(tick), HEIGHT - BOTTOM + 14, f"{tick:.4g}", "middle"))
+        parts.append(_text(x_px(tick), HEIGHT - BOTTOM + 14, _number(tick), "middle"))
     for line in panel.lines:
         pairs = zip(np.asarray(line.x), np.asarray(line.y), strict=True)
         at = [(x_px(float(across)), y_px(float(up))) for across, up in pairs]
@@ -103,6 +103,11 @@ def _draw(line: Line, at: Sequence[tuple[float, float]]) -> str:
         )
     path = "L".join(f"{x:.1f},{y:.1f}" for x, y in at)
     return f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="1.5"/>'
+
+
+def _number(tick: float) -> str:
+    """``0.25``, ``2,000``; an exponent only where a label would be long."""
+    return f"{tick:,.0f}" if 1000 <= abs(tick) < 1e6 else f"{tick:.3g}"
 
 
 def _text(
