@@ -31,7 +31,7 @@ from sim.records import Records
 from sim.replay import match_responses
 from sim.simulate import ClusterConfig, simulate
 from sim.state import COMPLETED
-from sim.workload import Workload
+from sim.workload import Workload, from_responses
 from sim.world import EngineConfig
 
 Ints = npt.NDArray[np.int64]
@@ -99,24 +99,15 @@ def workload(run: LiveRun, bundle: Bundle, seed: int = 0) -> Workload:
     recorded = np.minimum(traces.response_tokens[response], run.max_new)
     done = requests["e2e_s"].notna().to_numpy()
     order = np.argsort(requests["arrival_s"].to_numpy(), kind="stable")
-    n = len(requests)
-    zeros = np.zeros(n, dtype=np.int64)
-    return Workload(
-        name=run.name,
-        origin="arrivals, prompts and answers of a live run",
-        notes=(),
-        arrival_s=requests["arrival_s"].to_numpy(dtype=np.float64),
-        prompt_tokens=requests["prompt_tokens"].to_numpy(dtype=np.int64),
-        output_tokens=np.where(done, generated, np.maximum(generated, recorded)),
-        response=response,
-        start=zeros,
-        domain=traces.domain[response].astype(np.int64),
-        slo_class=zeros,
-        session=zeros - 1,
-        prefix_tokens=zeros,
-        think_s=np.zeros(n),
-        patience_s=np.full(n, np.inf),
-    ).take(order)
+    return from_responses(
+        traces,
+        response[order],
+        requests["arrival_s"].to_numpy(dtype=np.float64)[order],
+        requests["prompt_tokens"].to_numpy()[order],
+        np.where(done, generated, np.maximum(generated, recorded))[order],
+        run.name,
+        "arrivals, prompts and answers of a live run",
+    )
 
 
 def _domains(run: LiveRun, traces: AcceptanceTraces) -> Ints:

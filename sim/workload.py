@@ -115,16 +115,31 @@ def from_bundle(
     traces: AcceptanceTraces, arrival_s: Floats, rng: np.random.Generator, name: str
 ) -> Workload:
     """Requests that replay whole recorded responses, drawn evenly with replacement."""
+    response = rng.integers(traces.responses, size=arrival_s.size)
+    prompt, output = traces.prompt_tokens[response], traces.response_tokens[response]
+    origin = "synthetic arrivals, prompts and answers of the bundle"
+    return from_responses(traces, response, arrival_s, prompt, output, name, origin)
+
+
+def from_responses(
+    traces: AcceptanceTraces,
+    response: Ints,
+    arrival_s: Floats,
+    prompt_tokens: npt.NDArray[np.integer],
+    output_tokens: npt.NDArray[np.integer],
+    name: str,
+    origin: str,
+) -> Workload:
+    """Requests that replay these recorded responses from their start; no sessions, no prefixes."""
     n = arrival_s.size
-    response = rng.integers(traces.responses, size=n)
     zeros = np.zeros(n, dtype=np.int64)
     return Workload(
         name=name,
-        origin="synthetic arrivals, prompts and answers of the bundle",
+        origin=origin,
         notes=(),
         arrival_s=arrival_s,
-        prompt_tokens=traces.prompt_tokens[response].astype(np.int64),
-        output_tokens=traces.response_tokens[response].astype(np.int64),
+        prompt_tokens=prompt_tokens.astype(np.int64),
+        output_tokens=output_tokens.astype(np.int64),
         response=response,
         start=zeros,
         domain=traces.domain[response].astype(np.int64),
