@@ -154,19 +154,19 @@ class BlockDrafter(DraftModule):
         return self.norm(x)
 
     def sequential(self, base: Tensor, hidden: Tensor, anchors: Tensor, draw: Draw) -> Proposal:
-        """The sequential part: base logits [n, g, V] and hidden [n, g, d] -> drawn block."""
+        """The sequential part: hidden [n, g, d] and fp32 base logits [n, g, V], which become those
+        of the block, -> drawn block."""
         if not self.config.markov_rank:
             tokens = [draw(k, base[:, k]) for k in range(base.shape[1])]
             return Proposal(torch.stack(tokens, 1), base, self._confidences(hidden, None), hidden)
-        previous, state, tokens, rows, logits = anchors, None, [], [], []
+        previous, state, tokens, rows = anchors, None, [], []
         for k in range(base.shape[1]):
             z, row, state = self.markov_head.latent(hidden[:, k], previous, state)
-            logits.append(base[:, k] + self.markov_head.markov_w2(z).float())
-            previous = draw(k, logits[-1])
+            previous = draw(k, base[:, k].add_(self.markov_head.markov_w2(z)))
             tokens.append(previous)
             rows.append(row)
         confidences = self._confidences(hidden, torch.stack(rows, 1))
-        return Proposal(torch.stack(tokens, 1), torch.stack(logits, 1), confidences, hidden)
+        return Proposal(torch.stack(tokens, 1), base, confidences, hidden)
 
     def _confidences(self, hidden: Tensor, rows: Tensor | None) -> Tensor | None:
         if not self.config.confidence_head:
