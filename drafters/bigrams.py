@@ -32,6 +32,11 @@ class Bigrams(NamedTuple):
     hidden: Tensor
     frequency: Tensor
 
+    def weight(self) -> Tensor:
+        """[K] share of each previous token among them."""
+        own = self.frequency[self.tokens]
+        return own / own.sum()
+
 
 @torch.no_grad()
 def ask_bigrams(target: Target, sequences: list[Sequence]) -> Bigrams:
@@ -71,8 +76,7 @@ def start_from_bigrams(head: MarkovHead, target: Target, bigrams: Bigrams) -> No
 def factors(bigrams: Bigrams, unembedding: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """W1 [K, r] and W2 [V, r], r at most ``rank`` and at most K and d: the weighted least-squares
     factors of the centred bigram logits of output head ``unembedding`` [V, d]."""
-    weight, column = bigrams.frequency[bigrams.tokens], bigrams.frequency
-    weight = weight / weight.sum()
+    weight, column = bigrams.weight(), bigrams.frequency
     hidden = bigrams.hidden - weight @ bigrams.hidden
     unembedding = unembedding - column @ unembedding
     rows = torch.linalg.qr(weight.sqrt()[:, None] * hidden, mode="r").R
@@ -87,6 +91,4 @@ def factors(bigrams: Bigrams, unembedding: Tensor, rank: int) -> tuple[Tensor, T
 
 
 def _rms(w1: Tensor, bigrams: Bigrams) -> float:
-    weight = bigrams.frequency[bigrams.tokens]
-    mean = (weight / weight.sum()) @ w1.square().mean(1)
-    return float(mean.sqrt().clamp_min(1e-6))
+    return float((bigrams.weight() @ w1.square().mean(1)).sqrt().clamp_min(1e-6))

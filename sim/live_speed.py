@@ -23,6 +23,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from gpu_traces.bundle import Bundle, read_bundle
+from gpu_traces.files import replacing
 from gpu_traces.latency import LatencyModel
 from gpu_traces.schema import AcceptanceTraces
 from policies import registry
@@ -205,7 +206,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             rows.append(compare(run, serve(run, bundle, latency, args.seed)))
         table = pd.DataFrame(rows)
         if args.csv:
-            table.to_csv(args.csv, index=False)
+            with replacing(Path(args.csv)) as temporary:
+                table.to_csv(temporary, index=False)
     except (ValueError, OSError) as error:
         print(f"{made.prog}: error: {error}", file=sys.stderr)
         return 2

@@ -219,6 +219,8 @@ def test_ragged_refill_and_missing_target_passes() -> None:
     table = model.cost_table("clamp")
     extra = table.ragged_curve_s(12, 3, rows=7) - table.verify_curve_s(12, 3)
     np.testing.assert_allclose(extra, [64e-6, 66e-6, 68e-6])
+    with pytest.raises(ValueError, match="no target pass"):
+        fit_latency(steps[steps["mode"] == "draft"])
 
 
 def test_a_ragged_extra_below_the_noise_is_none() -> None:
@@ -230,5 +232,3 @@ def test_a_ragged_extra_below_the_noise_is_none() -> None:
     model, _ = fit_latency(pd.concat([noisy.assign(ragged=False), ragged]), gamma=4)
     assert model.spread > 0.03
     assert (model.adaptive_s, model.adaptive_token_s) == (0.0, 0.0)
-    with pytest.raises(ValueError, match="no target pass"):
-        fit_latency(steps[steps["mode"] == "draft"])
