@@ -19,7 +19,7 @@ from torch import Tensor
 
 from drafters import kernels
 from drafters.kernels.types import DraftLaw, Verdict, complete_law
-from drafters.sampling import sample
+from drafters.sampling import greedy, sample
 
 
 class Drafts(NamedTuple):
@@ -97,7 +97,7 @@ def _leading(stands: Tensor) -> Tensor:
 
 
 def _greedy(target_logits: Tensor, cu_rows: Tensor, tokens: Tensor) -> Verdict:
-    choices = target_logits.argmax(-1)
+    choices = greedy(target_logits)
     rows, exists = _rows(cu_rows, tokens.shape[1])
     accepted = _leading(exists & (choices[rows] == tokens))
     return Verdict(accepted, choices[cu_rows[:-1] + accepted])

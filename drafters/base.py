@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from drafters.kernels.types import DraftLaw
-from drafters.sampling import sample
+from drafters.sampling import greedy, sample
 
 Draw = Callable[[int, Tensor], Tensor]
 """Picks one token per row: ``draw(k, logits)`` with fp32 logits [n, V] of block position k."""
@@ -88,9 +88,9 @@ class Sampler:
         self.any_hot = bool(self.hot.any()) if any_hot is None else any_hot
 
     def __call__(self, k: int, logits: Tensor) -> Tensor:
-        greedy = logits.argmax(-1)
+        largest = greedy(logits)
         if not self.any_hot:
-            return greedy
+            return largest
         scaled = logits / torch.where(self.hot, self.temperatures, 1.0).unsqueeze(-1)
         drawn = sample(torch.softmax(scaled, -1), self.uniforms[:, k])
-        return torch.where(self.hot, drawn, greedy)
+        return torch.where(self.hot, drawn, largest)

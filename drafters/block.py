@@ -18,7 +18,7 @@ from drafters.base import Draw, Proposal, Sampler
 from drafters.block_rows import RowCache
 from drafters.config import DraftConfig
 from drafters.heads import ConfidenceHead, MarkovHead
-from drafters.layers import DecoderLayer, RMSNorm, attend, rope_table
+from drafters.layers import DecoderLayer, RMSNorm, attend, attention_bias, rope_table
 from drafters.module import DraftModule
 from drafters.target import KVCache
 
@@ -142,15 +142,16 @@ class BlockDrafter(DraftModule):
         slots = torch.arange(n, device=anchors.device)
         span = state.reach(positions, self.gamma)
         seen = torch.arange(span, device=anchors.device) < (positions + self.gamma).unsqueeze(-1)
-        mask = seen.unsqueeze(1).expand(n, self.gamma, span)
         x = self.block_inputs(anchors)
+        seen = seen.unsqueeze(1).expand(n, self.gamma, span)
+        bias = attention_bias(seen, self.config.shape, x.dtype)
         rope = self._rope(at, x.dtype)
         for i, layer in enumerate(self.layers):
             normed = layer.input_layernorm(x)
             q = layer.self_attn.queries(normed, rope)
             state.write(i, slots, at, *layer.self_attn.keys_values(normed, rope))
             k, v = state.keys[i, :n, :, :span], state.values[i, :n, :, :span]
-            x = layer.finish(x, attend(q, k, v, mask))
+            x = layer.finish(x, attend(q, k, v, bias))
         return self.norm(x)
 
     def sequential(self, base: Tensor, hidden: Tensor, anchors: Tensor, draw: Draw) -> Proposal:
@@ -189,7 +190,8 @@ class BlockDrafter(DraftModule):
         at = (anchors.unsqueeze(-1) + torch.arange(self.gamma, device=tokens.device)).flatten(1)
         x = self.block_inputs(in_block[..., 0].flatten()).reshape(b, a * self.gamma, -1)
         rope, groups = self._rope(at), 1 if a % TOGETHER else a // TOGETHER
-        mask = self._training_mask(tokens.shape[1], anchors.reshape(b * groups, -1))
+        seen = self._training_mask(tokens.shape[1], anchors.reshape(b * groups, -1))
+        bias = attention_bias(seen, self.config.shape, x.dtype)
         for layer in self.layers:
             normed = layer.input_layernorm(x)
             q = layer.self_attn.queries(normed, rope)
@@ -198,7 +200,7 @@ class BlockDrafter(DraftModule):
             q, bk, bv = (_grouped(part, groups) for part in (q, bk, bv))
             ck, cv = (part.repeat_interleave(groups, 0) for part in (ck, cv))
             k, v = torch.cat((ck, bk), 2), torch.cat((cv, bv), 2)
-            x = layer.finish(x, attend(q, k, v, mask).reshape(b, a * self.gamma, -1))
+            x = layer.finish(x, attend(q, k, v, bias).reshape(b, a * self.gamma, -1))
         hidden = self.norm(x).reshape(b * a, self.gamma, -1)
         latents, rows = None, None
         if self.config.markov_rank:

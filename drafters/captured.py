@@ -20,6 +20,7 @@ from drafters.judging import Uniforms
 from drafters.module import DraftModule
 from drafters.paging import PagedCache, PassInputs
 from drafters.request import Running
+from drafters.sampling import greedy
 from drafters.target import Target
 
 
@@ -46,7 +47,7 @@ class CapturedPass:
             if out.features is not None:
                 features[:tokens].copy_(out.features)
             logits = target.lm_head(out.hidden)
-            return logits, logits.argmax(-1)
+            return logits, greedy(logits)
 
         self._replay = Replay(forward, device, pool)
 

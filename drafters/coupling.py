@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from drafters.sampling import block_sums, chosen_block, draw, in_blocks
+from drafters.sampling import block_sums, chosen_block, draw, greedy, in_blocks
 
 
 class Coupled:
@@ -43,7 +43,7 @@ class Coupled:
         return self._greedy(k, logits) if self.temperature == 0 else self._sampled(k, logits)
 
     def _greedy(self, k: int, logits: Tensor) -> Tensor:
-        token = logits.argmax(-1)
+        token = greedy(logits)
         self.max_prob[:, k] = torch.softmax(logits, -1).amax(-1)
         matches = token == self.truth[:, k]
         self._advance(k, matches, matches.float())

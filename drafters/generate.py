@@ -25,7 +25,7 @@ from torch import Tensor
 from drafters.errors import UserError, exit_code
 from drafters.progress import progress
 from drafters.prompts import SPLITS, Prompt, load_prompts, rows
-from drafters.sampling import request_uniforms, sample
+from drafters.sampling import greedy, request_uniforms, sample
 from drafters.target import Target, encode_chat, load_target, load_tokenizer, stop_tokens
 from gpu_traces.commands import Parser, whole
 
@@ -113,7 +113,7 @@ class Generator:
         """Give each of ``slots`` the next token of its response; free those that are done. Empty
         slots among them compute along, unread."""
         logits, heat = self.target.lm_head(hidden), self.temperatures[where]
-        chosen, hot = logits.argmax(-1), (heat > 0).nonzero().squeeze(1)
+        chosen, hot = greedy(logits), (heat > 0).nonzero().squeeze(1)
         if len(hot):
             mine = where[hot]
             u = self.uniforms[mine, self.drawn[mine].clamp_max(self.max_new - 1)]

@@ -78,19 +78,29 @@ def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     return x * cos + torch.cat((-right, left), dim=-1) * sin
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+def attention_bias(seen: Tensor, shape: LayerShape, dtype: torch.dtype) -> Tensor:
+    """What ``attend`` adds to scores, [n or 1, 1, H / K * q, c]: 0 where ``seen`` [n or 1, q, c] is
+    True, else minus infinity. Made once for all layers of a pass."""
+    wide = seen.unsqueeze(1).repeat(1, 1, shape.num_heads // shape.num_kv_heads, 1)
+    return torch.zeros(wide.shape, dtype=dtype, device=seen.device).masked_fill_(
+        wide.logical_not_(), float("-inf")
+    )
+
+
+def causal(length: int, device: torch.device) -> Tensor:
+    """[1, q, q] True where a query of a whole sequence may look."""
+    return torch.ones(1, length, length, dtype=torch.bool, device=device).tril()
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     """Grouped-query attention; q [n, H, q, e], k and v [n, K, c, e] -> [n, q, H * e].
 
-    ``mask`` is boolean [n or 1, q, c], True where a query may look; None means causal (q = c).
-    Query heads of one group are folded into the query axis, so keys are never repeated.
+    ``bias`` comes from ``attention_bias``. Query heads of one group are folded into the query axis,
+    so keys are never repeated.
     """
     n, heads, length, size = q.shape
-    groups = heads // k.shape[1]
-    if mask is None:
-        mask = torch.ones(length, length, dtype=torch.bool, device=q.device).tril().unsqueeze(0)
-    folded = q.reshape(n, k.shape[1], groups * length, size)
-    wide_mask = mask.unsqueeze(1).repeat(1, 1, groups, 1)
-    out = F.scaled_dot_product_attention(folded, k, v, attn_mask=wide_mask)
+    folded = q.reshape(n, k.shape[1], -1, size)
+    out = F.scaled_dot_product_attention(folded, k, v, attn_mask=bias)
     return out.reshape(n, heads, length, size).transpose(1, 2).reshape(n, length, heads * size)
 
 

@@ -148,7 +148,7 @@ class PagedCache:
         self.block_tokens = pool.block_tokens
         self.spare_row = pool.blocks * pool.block_tokens
         self.table_width = pool.needed(capacity)
-        self.rope = RopeTable(shape, self.table_width * self.block_tokens, like.device)
+        self._rope = RopeTable(shape, self.table_width * self.block_tokens, like.device)
         self._tables = np.zeros((slots, self.table_width), dtype=np.int64)
         self.forget()
 
@@ -165,16 +165,20 @@ class PagedCache:
                 self._tables[row.slot, : len(row.blocks)] = row.blocks
         return self._tables[[row.slot for row in rows]]
 
+    def prepare(self, batch: PagedBatch) -> tuple[Tensor, Tensor]:
+        """See ``drafters.target.RaggedCache``: fp32 rotary tables [T, e]."""
+        return self._rope(batch.positions)
+
     def attend(
         self,
         layer: int,
         batch: PagedBatch,
         heads: tuple[Tensor, Tensor, Tensor],
-        rope: tuple[Tensor, Tensor],
+        prepared: tuple[Tensor, Tensor],
     ) -> Tensor:
         """See ``drafters.target.RaggedCache``."""
         keys, values = self.keys[layer], self.values[layer]
-        queries = kernels.rotate_store(*heads, *rope, batch.rows, keys, values)
+        queries = kernels.rotate_store(*heads, *prepared, batch.rows, keys, values)
         out = kernels.ragged_attention(
             queries, keys, values, batch.tables, batch.cu_rows, batch.context_tokens, batch.widest
         )

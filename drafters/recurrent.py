@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from drafters.base import Draw, Proposal
 from drafters.config import DraftConfig
-from drafters.layers import DecoderLayer, RMSNorm, attend, rope_table
+from drafters.layers import DecoderLayer, RMSNorm, attend, attention_bias, rope_table
 from drafters.module import DraftModule
 from drafters.target import KVCache
 
@@ -119,9 +119,10 @@ class RecurrentDrafter(DraftModule):
         slots = torch.arange(len(at), device=at.device)
         cache.write(0, slots, where, *attention.keys_values(given, rope))
         index = torch.arange(cache.reach(at, 1), device=at.device)
-        mask = ((index > 0) & (index <= where)).unsqueeze(1)
+        seen = ((index > 0) & (index <= where)).unsqueeze(1)
+        bias = attention_bias(seen, self.config.shape, given.dtype)
         keys, values = (s[0, : len(at), :, : len(index)] for s in (cache.keys, cache.values))
-        attended = attend(attention.queries(given, rope), keys, values, mask)
+        attended = attend(attention.queries(given, rope), keys, values, bias)
         return self.layer.finish(residual, attended).squeeze(1)
 
     # --- training and recording: many anchors of whole sequences at once ---
@@ -140,24 +141,25 @@ class RecurrentDrafter(DraftModule):
         _, given = self.join(context[:, :-1], self.embed_tokens(tokens[:, 1:]))
         attention = self.layer.self_attn
         k, v = attention.keys_values(given, self._rope(index[None] - 1))
-        mask = index < anchors.unsqueeze(-1)
-        own = torch.eye(anchors.shape[1], dtype=torch.bool, device=tokens.device).expand(
-            len(tokens), -1, -1
+        own = torch.eye(anchors.shape[1], dtype=torch.bool, device=tokens.device)
+        bias, own = (
+            attention_bias(seen.expand(len(tokens), -1, -1), self.config.shape, k.dtype)
+            for seen in (index < anchors.unsqueeze(-1), own)
         )
         rows = torch.arange(len(tokens), device=tokens.device).unsqueeze(1)
         hidden, at = context[rows, anchors - 1], anchors
 
         def step(previous: Tensor) -> Tensor:
-            nonlocal hidden, at, k, v, mask
+            nonlocal hidden, at, k, v, bias
             residual, given = self.join(hidden, self.embed_tokens(previous))
             rope = self._rope(at - 1)
             key, value = attention.keys_values(given, rope)
-            k, v, mask = (
+            k, v, bias = (
                 torch.cat((k, key), 2),
                 torch.cat((v, value), 2),
-                torch.cat((mask, own), -1),
+                torch.cat((bias, own), -1),
             )
-            attended = attend(attention.queries(given, rope), k, v, mask)
+            attended = attend(attention.queries(given, rope), k, v, bias)
             hidden, at = self.layer.finish(residual, attended), at + 1
             return self.norm(hidden)
 

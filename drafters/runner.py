@@ -24,6 +24,7 @@ from drafters.judging import Uniforms, first_tokens, judge, temperatures_of, uni
 from drafters.module import DraftModule
 from drafters.paging import BlockPool, PagedCache, PassInputs
 from drafters.request import Running
+from drafters.sampling import greedy
 from drafters.target import KVCache, Target
 
 LEAST_CAPTURED_TOKENS, MOST_CAPTURED_TOKENS = 512, 2048  # where the largest graph lies
@@ -286,7 +287,7 @@ class Runner:
         logits = self.target.lm_head(hidden)
         features = out.hidden[:, :0] if out.features is None else out.features
         last = list(range(verified, len(wanted)))
-        return Pass(logits, logits.argmax(-1), features, last, total)
+        return Pass(logits, greedy(logits), features, last, total)
 
     def _keep_features(
         self,

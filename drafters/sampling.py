@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 BLOCK = 128  # tokens whose probabilities are summed before anything is accumulated
+LONGEST_BLOCK = 512  # tokens among which ``greedy`` looks for the largest
 
 
 def request_uniforms(seed: int, name: str, count: int) -> np.ndarray:
@@ -20,10 +22,25 @@ def request_uniforms(seed: int, name: str, count: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(key)).random(count)
 
 
+def greedy(logits: Tensor) -> Tensor:
+    """``logits.argmax(-1)``: the first of equal largest ones in rows [..., V].
+
+    On a CPU in two levels, as ``draw`` below: torch finds the largest value much faster than its
+    place (in bf16, on 256 rows of 49k, 9 times).
+    """
+    width = math.gcd(logits.shape[-1], LONGEST_BLOCK)
+    if logits.device.type != "cpu" or width < BLOCK:
+        return logits.argmax(-1)
+    blocks = logits.unflatten(-1, (-1, width))
+    block = blocks.amax(-1).argmax(-1, keepdim=True)
+    chosen = torch.take_along_dim(blocks, block.unsqueeze(-1), -2).squeeze(-2)
+    return (block * width).squeeze(-1) + chosen.argmax(-1)
+
+
 def probabilities(logits: Tensor, temperature: float) -> Tensor:
     """softmax(logits / temperature) in fp32; temperature 0 gives a one-hot at the argmax."""
     if temperature == 0.0:
-        return torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).float()
+        return torch.nn.functional.one_hot(greedy(logits), logits.shape[-1]).float()
     return torch.softmax(logits.float() / temperature, dim=-1)
 
 

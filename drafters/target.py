@@ -11,7 +11,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -21,7 +21,16 @@ from drafters.batch import Batch, Group
 from drafters.devices import checked
 from drafters.errors import UserError
 from drafters.fetch import MODELS, fetch
-from drafters.layers import DecoderLayer, LayerShape, RMSNorm, attend, rope_table, rotate
+from drafters.layers import (
+    DecoderLayer,
+    LayerShape,
+    RMSNorm,
+    attend,
+    attention_bias,
+    causal,
+    rope_table,
+    rotate,
+)
 
 if TYPE_CHECKING:
     from drafters.paging import PagedBatch
@@ -30,21 +39,27 @@ SUPPORTED = ("llama", "qwen3")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-Rope = tuple[Tensor, Tensor]
+class Prepared(NamedTuple):
+    """A batch as every layer's attention over a ``KVCache`` needs it."""
+
+    rope: tuple[Tensor, Tensor]
+    """Tables [T, e], fp32."""
+    biases: list[Tensor]
+    """``attention_bias`` of each group."""
 
 
 class RaggedCache(Protocol):
     """Where a ragged pass keeps keys and values: ``KVCache``, or blocks (``drafters.paging``)."""
 
-    def rope(self, positions: Tensor) -> Rope:
-        """Tables [T, e] at ``positions`` [T]."""
+    def prepare(self, batch: Any) -> Any:
+        """What ``attend`` needs to know of a batch, the same in every layer."""
 
     def attend(
-        self, layer: int, batch: Any, heads: tuple[Tensor, Tensor, Tensor], rope: Rope
+        self, layer: int, batch: Any, heads: tuple[Tensor, Tensor, Tensor], prepared: Any
     ) -> Tensor:
         """Rotate and store new keys and values, and attend to all that is stored -> [T, H * e].
 
-        ``heads``: new queries [T, H, e], keys and values [T, K, e]; ``rope``: fp32 tables [T, e].
+        ``heads``: new queries [T, H, e], keys and values [T, K, e].
         """
 
 
@@ -71,28 +86,31 @@ class KVCache:
         self.keys[layer][where] = k.transpose(1, 2)
         self.values[layer][where] = v.transpose(1, 2)
 
-    def rope(self, positions: Tensor) -> Rope:
+    def prepare(self, batch: Batch) -> Prepared:
         """See ``RaggedCache``."""
-        return rope_table(positions, self._shape.head_dim, self._shape.rope_theta)
+        shape, dtype = self._shape, self.keys.dtype
+        rope = rope_table(batch.positions, shape.head_dim, shape.rope_theta)
+        return Prepared(rope, [attention_bias(g.mask, shape, dtype) for g in batch.groups])
 
     def attend(
-        self, layer: int, batch: Batch, heads: tuple[Tensor, Tensor, Tensor], rope: Rope
+        self, layer: int, batch: Batch, heads: tuple[Tensor, Tensor, Tensor], prepared: Prepared
     ) -> Tensor:
         """See ``RaggedCache``."""
         q, k, v = heads
         where = (batch.slots, slice(None), batch.positions)
-        self.keys[layer][where] = rotate(k, rope)
+        self.keys[layer][where] = rotate(k, prepared.rope)
         self.values[layer][where] = v
-        q = rotate(q, rope)
-        return torch.cat([self._attend_group(layer, group, q) for group in batch.groups])
+        q = rotate(q, prepared.rope)
+        groups = zip(batch.groups, prepared.biases, strict=True)
+        return torch.cat([self._attend_group(layer, group, q, bias) for group, bias in groups])
 
-    def _attend_group(self, layer: int, group: Group, q: Tensor) -> Tensor:
+    def _attend_group(self, layer: int, group: Group, q: Tensor, bias: Tensor) -> Tensor:
         rows = q[group.tokens]
         n, width = group.mask.shape[:2]
         rows = rows.unflatten(0, (n, width)) if group.padded is None else rows[group.padded]
         k = self.keys[layer, group.slots, :, : group.span]
         v = self.values[layer, group.slots, :, : group.span]
-        out = attend(rows.transpose(1, 2), k, v, group.mask).flatten(0, 1)
+        out = attend(rows.transpose(1, 2), k, v, bias).flatten(0, 1)
         return out if group.flat is None else out[group.flat]
 
     def reach(self, positions: Tensor, beyond: int) -> int:
@@ -155,11 +173,12 @@ class Target(nn.Module):
         x = self.embed_tokens(tokens)
         rope = rope_table(positions, self.shape.head_dim, self.shape.rope_theta)
         looks_back = cache is not None and not fresh
-        mask, span = None, 0
+        span = int(positions.max()) + 1 if looks_back else tokens.shape[1]
         if looks_back:
-            span = int(positions.max()) + 1
-            seen = torch.arange(span, device=tokens.device)
-            mask = seen <= positions.unsqueeze(-1)
+            seen = torch.arange(span, device=tokens.device) <= positions.unsqueeze(-1)
+        else:
+            seen = causal(span, tokens.device)
+        bias = attention_bias(seen, self.shape, x.dtype)
         wanted = {-1: x} if -1 in feature_layers else {}
         for i, layer in enumerate(self.layers):
             normed = layer.input_layernorm(x)
@@ -170,7 +189,7 @@ class Target(nn.Module):
             if looks_back:
                 n = tokens.shape[0]
                 k, v = cache.keys[i, :n, :, :span], cache.values[i, :n, :, :span]
-            x = layer.finish(x, attend(q, k, v, mask))
+            x = layer.finish(x, attend(q, k, v, bias))
             if i in feature_layers:
                 wanted[i] = x
         features = torch.cat([wanted[i] for i in feature_layers], -1) if feature_layers else None
@@ -184,11 +203,11 @@ class Target(nn.Module):
     ) -> TargetOutput:
         """Run a ragged batch over ``cache``: its keys are stored, queries see up to themselves."""
         x = self.embed_tokens(batch.tokens)
-        rope = cache.rope(batch.positions)
+        prepared = cache.prepare(batch)
         wanted = {-1: x.clone()} if -1 in feature_layers else {}
         for i, layer in enumerate(self.layers):
             heads = layer.self_attn.project(layer.input_layernorm(x))
-            layer.finish_in_place(x, cache.attend(i, batch, heads, rope))
+            layer.finish_in_place(x, cache.attend(i, batch, heads, prepared))
             if i in feature_layers:
                 wanted[i] = x.clone()
         features = torch.cat([wanted[i] for i in feature_layers], -1) if feature_layers else None

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from drafters.base import Sampler
 from drafters.block import BlockDrafter
-from drafters.layers import attend, rope_table
+from drafters.layers import attend, attention_bias, causal, rope_table
 from drafters.recurrent import RecurrentDrafter
 from drafters.target import Target
 from tests.drafters.families import FAMILIES, features_of, tiny_drafter, tiny_target
@@ -150,7 +150,8 @@ def whole_sequence(
             given = layer.input_layernorm(residual)
         rope = rope_table(torch.arange(anchor + k)[None], shape.head_dim, shape.rope_theta)
         q = layer.self_attn.queries(given[None], rope)
-        attended = attend(q, *layer.self_attn.keys_values(given[None], rope), None)
+        bias = attention_bias(causal(anchor + k, q.device), shape, q.dtype)
+        attended = attend(q, *layer.self_attn.keys_values(given[None], rope), bias)
         states.append(layer.finish(residual[None], attended)[0, -1])
         logits.append(drafter.lm_head(drafter.norm(states[-1])))
     return torch.stack(logits)

@@ -6,7 +6,7 @@ import torch
 from scipy.stats import chi2
 from torch import Tensor
 
-from drafters.sampling import BLOCK, sample
+from drafters.sampling import BLOCK, LONGEST_BLOCK, greedy, sample
 
 DRAWS = 200_000
 LAST = float(np.nextafter(1.0, 0.0))
@@ -67,3 +67,15 @@ def test_the_ends_of_the_uniforms_draw_possible_tokens() -> None:
     for uniform in (0.0, LAST, 1.0):
         drawn = sample(probs, torch.full((500,), uniform, dtype=torch.float64))
         assert (probs.gather(1, drawn.unsqueeze(1)) > 0).all()
+
+
+@pytest.mark.parametrize("vocabulary", [7, BLOCK, 3 * BLOCK, 3 * LONGEST_BLOCK, 1187 * BLOCK])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_greedy_token_is_the_first_of_the_largest(vocabulary: int, dtype: torch.dtype) -> None:
+    """Against numpy; whole numbers, so that nearly every row has ties, also between blocks."""
+    generator = torch.Generator().manual_seed(vocabulary)
+    logits = torch.randint(-3, 4, (2, 5, vocabulary), generator=generator).to(dtype)
+    logits[0, 0] = -float("inf")
+    logits[0, 1, :-1] = -float("inf")
+    assert (greedy(logits).numpy() == logits.float().numpy().argmax(-1)).all()
+    assert (greedy(logits[:, 2]).numpy() == logits[:, 2].float().numpy().argmax(-1)).all()
