@@ -32,7 +32,7 @@ from scipy.special import expit, logit
 
 from drafters.errors import UserError, exit_code
 from drafters.reliability import expected_calibration_error, prefix_outcomes
-from drafters.scores import Anchors, identity, online_scores, reliability_data, scores
+from drafters.scores import Anchors, can_learn, identity, online_scores, reliability_data, scores
 from gpu_traces.bundle import Bundle, Calibration, read_bundle
 from gpu_traces.calibration import EDGE
 from gpu_traces.commands import Parser
@@ -192,8 +192,9 @@ def calibrate_bundle(
             label = {"temperature": temperature, "method": calibration.method}
             tables.append(scores(report_half, calibration).assign(**label))
             diagrams.append(reliability_data(report_half, calibration).assign(**label))
-        label = {"temperature": temperature, "method": "head-free, online"}
-        tables.append(online_scores(report_half).assign(**label))
+        if can_learn(report_half):
+            label = {"temperature": temperature, "method": "head-free, online"}
+            tables.append(online_scores(report_half).assign(**label))
     return fitted, pd.concat(tables, ignore_index=True), pd.concat(diagrams, ignore_index=True)
 
 

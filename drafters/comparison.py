@@ -16,7 +16,8 @@ FEWEST_BLOCKS = 20
 """Blocks that must have reached a position for its conditional acceptance to be shown."""
 HEADLESS = (
     "Confidences of drafters without a confidence head are their largest draft probabilities, which"
-    " the head-free estimator learns from too, as it goes."
+    " the head-free estimator learns from too, as it goes; of prompt lookup, whose drafts are all"
+    " certain, they tell the length of the match."
 )
 
 
@@ -35,7 +36,11 @@ def report(tables: Tables, origins: dict[str, str]) -> str:
     add("Tokens per round by dataset", "accepted_length", by_dataset)
     add("Conditional acceptance by draft position", "conditional_acceptance", by_position)
     add("Tokens per round by drafts verified", "length_sweep", by_length)
-    add("Tokens per round / rejected drafts by threshold", "threshold_sweep", by_threshold)
+    add(
+        "Tokens per round / rejected drafts by threshold on the raw confidence",
+        "threshold_sweep",
+        by_threshold,
+    )
     add("Calibration of the prefix survival, mean over positions", "calibration", calibration)
     lines.append(HEADLESS)
     if "round_latency" in tables:

@@ -81,14 +81,14 @@ def conditional_acceptance(bundle: Bundle) -> pd.DataFrame:
 
 
 def threshold_sweep(bundle: Bundle) -> pd.DataFrame:
-    """Static thresholds on each position's own (conditional) confidence (Fig. 5).
+    """Static thresholds on each position's own confidence: conditional, not calibrated (Fig. 5).
 
     A block is cut before the first position under the threshold. Per domain and over all:
     tokens_per_round, ``rejected`` drafts per round, and ``rate`` = tokens / (tokens + rejected).
     """
     parts = []
     for threshold in THRESHOLDS:
-        kept = (bundle.traces.confidence >= threshold).cumprod(1).sum(1)
+        kept = (bundle.raw_confidence >= threshold).cumprod(1).sum(1)
         table = _by_domain(played(bundle, kept))
         rejected = np.maximum(table["verified_per_round"] + 1 - table["tokens_per_round"], 0)
         rate = table["tokens_per_round"] / (table["tokens_per_round"] + rejected)

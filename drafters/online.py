@@ -22,26 +22,21 @@ REFIT_STEPS = 100
 RIDGE = 1e-3
 DAMPING_TRIALS = 50.0
 LARGEST_LOGIT = 40.0
+HALVINGS = 30
 
 
 class OnlineLogistic:
     """Learns from ``observe``, answers ``confidences``; parameters [w, b_1 .. b_gamma]."""
 
     def __init__(self, gamma: int) -> None:
-        self.gamma, self.steps = gamma, 0
+        self.gamma = gamma
         self.parameters = np.full(gamma + 1, START_INTERCEPT)
         self.parameters[0] = START_SLOPE
-        self._clear()
-
-    def _clear(self) -> None:
-        size = self.gamma + 1
-        self._gradient, self._curvature = np.zeros(size), np.zeros((size, size))
-        self._trials = np.zeros(size)
+        self._window: list[tuple[Floats, Floats, Floats]] = []
 
     def confidences(self, max_prob: npt.ArrayLike) -> Floats:
         """[R, gamma] acceptance given that all before were, from max probabilities [R, gamma]."""
-        score = self.parameters[0] * _feature(max_prob) + self.parameters[1:]
-        return expit(score)
+        return expit(_score(self.parameters, _feature(max_prob)))
 
     def observe(
         self, max_prob: npt.ArrayLike, lengths: npt.ArrayLike, accepted: npt.ArrayLike
@@ -50,22 +45,39 @@ class OnlineLogistic:
         verified, stood = np.asarray(lengths)[:, None], np.asarray(accepted)[:, None]
         position = np.arange(self.gamma)
         seen = ((position <= stood) & (position < verified)).astype(np.float64)
-        p, f = self.confidences(max_prob), _feature(max_prob)
-        error, spread = seen * ((position < stood) - p), seen * p * (1 - p)
-        self._gradient += np.concatenate(([(error * f).sum()], error.sum(0)))
-        self._curvature[0, 0] += (spread * f * f).sum()
-        self._curvature[0, 1:] += (spread * f).sum(0)
-        self._curvature[1:, 0] = self._curvature[0, 1:]
-        self._curvature[position + 1, position + 1] += spread.sum(0)
-        self._trials += np.concatenate(([seen.sum()], seen.sum(0)))
-        self.steps += 1
-        if self.steps % REFIT_STEPS == 0:
-            self._refit()
+        label = (position < stood).astype(np.float64)
+        self._window.append((_feature(max_prob), label, seen))
+        if len(self._window) == REFIT_STEPS:
+            self._refit(*(np.concatenate(parts) for parts in zip(*self._window, strict=True)))
+            self._window = []
 
-    def _refit(self) -> None:
-        step = np.linalg.solve(self._curvature + RIDGE * np.eye(self.gamma + 1), self._gradient)
-        self.parameters += step * self._trials / (self._trials + DAMPING_TRIALS)
-        self._clear()
+    def _refit(self, f: Floats, label: Floats, seen: Floats) -> None:
+        """A damped Newton step on the window [n, gamma], halved until the window gets likelier."""
+        p = expit(_score(self.parameters, f))
+        error, spread = seen * (label - p), seen * p * (1 - p)
+        gradient = np.concatenate(([(error * f).sum()], error.sum(0)))
+        cross = (spread * f).sum(0)
+        curvature = np.diag(np.concatenate(([(spread * f * f).sum()], spread.sum(0))))
+        curvature[0, 1:] = curvature[1:, 0] = cross
+        trials = np.concatenate(([seen.sum()], seen.sum(0)))
+        step = np.linalg.solve(curvature + RIDGE * np.eye(self.gamma + 1), gradient)
+        step *= trials / (trials + DAMPING_TRIALS)
+        before = _likelihood(self.parameters, f, label, seen)
+        for _ in range(HALVINGS):
+            if _likelihood(self.parameters + step, f, label, seen) >= before:
+                self.parameters += step
+                return
+            step /= 2
+
+
+def _score(parameters: Floats, f: Floats) -> Floats:
+    return parameters[0] * f + parameters[1:]
+
+
+def _likelihood(parameters: Floats, f: Floats, label: Floats, seen: Floats) -> float:
+    """Log-likelihood of what was seen."""
+    score = _score(parameters, f)
+    return float((seen * (label * score - np.logaddexp(0.0, score))).sum())
 
 
 def _feature(max_prob: npt.ArrayLike) -> Floats:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from drafters.online import OnlineLogistic
+from drafters.online import REFIT_STEPS, OnlineLogistic
 from drafters.reliability import (
     area_under_curve,
     brier,
@@ -84,6 +84,12 @@ def reliability_data(anchors: Anchors, calibration: Calibration) -> pd.DataFrame
         part = reliability(survival[inside, k], outcome, anchors.weight[inside])
         parts.append(part.assign(position=k + 1))
     return pd.concat(parts, ignore_index=True)
+
+
+def can_learn(anchors: Anchors) -> bool:
+    """Whether the head-free estimator gets to learn anything: enough blocks, of a drafter that is
+    not always certain as prompt lookup is."""
+    return len(anchors.accepted) > ONLINE_BATCH * REFIT_STEPS and bool(np.ptp(anchors.max_prob))
 
 
 def online_scores(anchors: Anchors) -> pd.DataFrame:

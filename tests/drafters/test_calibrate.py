@@ -136,6 +136,19 @@ def test_online_logistic_learns_from_censored_outcomes() -> None:
     assert told[0] > told[1]
 
 
+@pytest.mark.parametrize("center", [4.0, -4.0])
+def test_online_logistic_settles_for_a_drafter_whose_certainty_says_nothing(center: float) -> None:
+    """Features N(center, 1.5), 29 % accepted: a full Newton step from the start overshoots for ever
+    at 4. 19,200 blocks of which the last 3,200 count: standard error 0.008; four of them."""
+    rng = np.random.default_rng(1)
+    model = OnlineLogistic(1)
+    for _ in range(600):
+        max_prob = expit(rng.normal(center, 1.5, (32, 1)))
+        model.observe(max_prob, np.ones(32), rng.random(32) < 0.29)
+    told = model.confidences(expit(rng.normal(center, 1.5, (1000, 1))))
+    assert np.abs(told - 0.29).mean() < 0.032
+
+
 @pytest.fixture
 def bundle_folder(tmp_path: Path) -> Path:
     rates = {"math": 0.8, "chat": 0.6}
