@@ -144,9 +144,9 @@ def write(
         "live_steps": engine.log.columns,
         "live_requests": request_columns(engine.everyone()),
     }
-    write_bundle(args.out, manifest, tables, force=args.force)
     lines = "".join(json.dumps(row) + "\n" for row in texts)
-    (args.out / "responses.jsonl").write_text(lines, encoding="utf-8")
+    beside = {"responses.jsonl": lines}
+    write_bundle(args.out, manifest, tables, texts=beside, force=args.force)
 
 
 def load_models(args: argparse.Namespace) -> tuple[Target, Drafter | None]:

@@ -118,12 +118,14 @@ def write_bundle(
     tables: Mapping[str, Columns],
     *,
     encodings: Mapping[str, str] | None = None,
+    texts: Mapping[str, str] | None = None,
     force: bool = False,
 ) -> Manifest:
     """Check and write a bundle; the folder appears whole or not at all. Returns the full manifest.
 
     ``tables``: table name -> columns (see ``schema.TABLES``). ``encodings``: probability-vector
-    column -> one of ``manifest.ENCODINGS``. An existing folder is refused unless ``force``.
+    column -> one of ``manifest.ENCODINGS``. ``texts``: file name -> content of what lies beside the
+    tables. An existing folder is refused unless ``force``. BundleError where the disk is full.
     """
     folder = Path(folder)
     check_place(folder, force)
@@ -142,9 +144,14 @@ def write_bundle(
     old = temporary.with_suffix(".old")
     try:
         written = _write(temporary, manifest, built, coding)
+        for name, text in (texts or {}).items():
+            (temporary / name).write_text(text, encoding="utf-8")
         if folder.exists():
             os.replace(folder, old)
         os.replace(temporary, folder)
+    except OSError as error:
+        reason = error.strerror or error
+        raise BundleError(f"{folder} could not be written ({reason}); nothing is left") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)

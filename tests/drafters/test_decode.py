@@ -10,14 +10,14 @@ import pandas as pd
 import pytest
 
 from drafters.checkpoint import save_drafter
-from drafters.decode import Stop, main, parser, serve
+from drafters.decode import Stop, build, main, parser, serve, write
 from drafters.engine import Engine, EngineConfig
 from drafters.errors import UserError
 from drafters.graphs import say_once
 from drafters.request import Request
 from drafters.target import load_target
 from drafters.traffic import read_arrivals
-from gpu_traces.bundle import read_bundle
+from gpu_traces.bundle import BundleError, read_bundle
 from policies.export import PolicyFile, write_policy
 from policies.registry import create
 from tests.drafters.live import (
@@ -29,6 +29,7 @@ from tests.drafters.live import (
     save_tokenizer,
     transformers_greedy,
 )
+from tests.limits import largest_file
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +151,19 @@ def test_bad_input_is_one_line(
     assert says in error
     assert len(error.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_no_run(home: Path, tmp_path: Path, capsys) -> None:
+    """Nor one without its texts, which are the largest file here."""
+    out, texts = tmp_path / "run", [{"text": "x" * 80_000}]
+    args = parser().parse_args(arguments(home, out, policy="none", limit="1"))
+    args.command_line = ["decode"]
+    engine, _, _ = build(args)
+    with largest_file(40_000), pytest.raises(BundleError, match="run could not be written"):
+        write(args, engine, ("a",), texts)
+    assert list(tmp_path.iterdir()) == []
+    write(args, engine, ("a",), texts)
+    assert json.loads((out / "responses.jsonl").read_text()) == texts[0]
 
 
 def test_an_existing_folder_is_kept_unless_forced(home: Path, tmp_path: Path, capsys) -> None:

@@ -31,6 +31,7 @@ from gpu_traces.manifest import FileInfo, Manifest, load_manifest
 from gpu_traces.schema import AcceptanceTraces
 from gpu_traces.synthetic import synthetic_bundle, synthetic_traces, trace_tables
 from gpu_traces.tables import build_table
+from tests.limits import largest_file
 
 GAMMA = 4
 
@@ -191,6 +192,23 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
         temporary.write_text("half\ud800", encoding="utf-8")
     assert path.read_text() == "first"
     assert os.listdir(path.parent) == [path.name]
+
+
+@pytest.mark.parametrize("size", [100, 30_000], ids=["a table", "a text"])
+def test_a_full_disk_leaves_nothing(
+    tmp_path: Path, folder: Path, traces: AcceptanceTraces, size: int
+) -> None:
+    """Neither a part of the bundle nor one without what lies beside its tables."""
+    out, texts = tmp_path / "out" / "full", {"responses.jsonl": "x" * 40_000}
+    tables = trace_tables(traces)
+    with (
+        largest_file(size),
+        pytest.raises(BundleError, match="out/full could not be written .*File too large"),
+    ):
+        write_bundle(out, load_manifest(folder), tables, texts=texts)
+    assert os.listdir(out.parent) == []
+    write_bundle(out, load_manifest(folder), tables, texts=texts)
+    assert (out / "responses.jsonl").read_text() == texts["responses.jsonl"]
 
 
 def test_a_refused_write_leaves_nothing(tmp_path: Path, traces: AcceptanceTraces) -> None:
