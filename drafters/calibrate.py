@@ -30,7 +30,7 @@ import pandas as pd
 from scipy.optimize import minimize
 from scipy.special import expit, logit
 
-from drafters.errors import UserError, exit_code
+from drafters.errors import UserError, exit_code, naming
 from drafters.reliability import expected_calibration_error, prefix_outcomes
 from drafters.scores import Anchors, can_learn, identity, online_scores, reliability_data, scores
 from gpu_traces.bundle import Bundle, Calibration, read_bundle
@@ -242,9 +242,10 @@ def run(args: argparse.Namespace) -> None:
     print(f"{bundle.name}: {bundle.manifest.origin}; reported on prompts not fitted on\n")
     print(markdown(table))
     if args.csv:
-        args.csv.mkdir(parents=True, exist_ok=True)
-        table.to_csv(args.csv / "scores.csv", index=False)
-        diagrams.to_csv(args.csv / "reliability.csv", index=False)
+        for name, frame in {"scores": table, "reliability": diagrams}.items():
+            path = args.csv / f"{name}.csv"
+            with naming(path), replacing(path) as temporary:
+                frame.to_csv(temporary, index=False)
     if not args.dry_run:
         write_calibration(bundle, fitted.get(args.method, []))
         print(f"\nwrote {args.method} into {bundle.folder / 'manifest.json'}")

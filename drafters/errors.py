@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from gpu_traces.manifest import BundleError
 
 
 class UserError(Exception):
     """Something the user gave cannot be used: what it was, what is allowed, what to do."""
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError while ``path`` is written names it; one of a full disk names no file."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def exit_code(job: Callable[[], int | None], stopped: str) -> int:

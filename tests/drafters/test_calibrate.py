@@ -19,6 +19,7 @@ from drafters.online import OnlineLogistic
 from drafters.reliability import area_under_curve, brier, expected_calibration_error, reliability
 from gpu_traces.bundle import read_bundle
 from gpu_traces.synthetic import synthetic_bundle, synthetic_traces
+from tests.limits import largest_file
 
 BLOCKS, GAMMA = 40_000, 5
 
@@ -172,6 +173,16 @@ def test_command_writes_the_manifest(
     assert "| T | method | ECE 1 |" in capsys.readouterr().out
     assert cal.main([str(bundle_folder), "--method", "none"]) == 0
     assert json.loads((bundle_folder / "manifest.json").read_text())["calibration"] == []
+
+
+def test_tables_are_written_whole_or_not_at_all(
+    bundle_folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with largest_file(500):
+        code = cal.main([str(bundle_folder), "--csv", str(tmp_path / "csv")])
+    assert code == 2
+    assert capsys.readouterr().err == f"error: {tmp_path}/csv/scores.csv: File too large\n"
+    assert list((tmp_path / "csv").iterdir()) == []
 
 
 def test_halves_share_no_prompt(bundle_folder: Path) -> None:
