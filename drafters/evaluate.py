@@ -22,7 +22,7 @@ from drafters.comparison import report
 from drafters.errors import UserError, exit_code
 from gpu_traces.bundle import Bundle, read_bundle
 from gpu_traces.commands import Parser
-from gpu_traces.files import replacing
+from gpu_traces.files import can_hold, replacing
 
 MEASURES: dict[str, Callable[[Bundle], pd.DataFrame]] = {
     "accepted_length": measures.accepted_lengths,
@@ -95,8 +95,18 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
+def check_folder(out: Path) -> None:
+    """UserError where no files can be put into ``out``."""
+    try:
+        can_hold(out / "report.md")
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
 def run(args: argparse.Namespace) -> None:
-    """Evaluate, write, print."""
+    """Evaluate, print, write; UserError before the work where ``--out`` cannot be a folder."""
+    if args.out:
+        check_folder(args.out)
     bundles = [read_bundle(name) for name in args.bundles]
     tables = evaluate(bundles)
     origins = {
