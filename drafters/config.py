@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from drafters.layers import LayerShape
 
 HEAD_TYPES = ("vanilla", "gated", "rnn")
 MODEL_TYPES = ("llama", "qwen3")
-SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
+SIZES = ("hidden_size", "intermediate_size", "num_attention_heads")
+DERIVED_SIZES = ("num_key_value_heads", "head_dim")  # absent or null: from the other sizes
 
 
 @dataclass(frozen=True)
@@ -46,25 +48,71 @@ class DraftConfig:
 
 
 def layer_shape(config: dict[str, Any]) -> LayerShape:
-    """Decoder-layer sizes from a Hugging Face config dictionary (Llama or Qwen3)."""
+    """Decoder-layer sizes from a Hugging Face config dictionary (Llama or Qwen3).
+
+    ValueError for a layer that ``drafters.layers`` does not compute.
+    """
+    _check_sizes(config)
+    _check_layer(config)
     heads = config["num_attention_heads"]
-    rope = config.get("rope_parameters") or {}
     return LayerShape(
         hidden_size=config["hidden_size"],
         intermediate_size=config["intermediate_size"],
         num_heads=heads,
         num_kv_heads=config.get("num_key_value_heads") or heads,
         head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-        rms_norm_eps=config["rms_norm_eps"],
-        rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0),
+        rms_norm_eps=_positive("rms_norm_eps", config["rms_norm_eps"]),
+        rope_theta=_rope_theta(config),
         qk_norm=config["model_type"] == "qwen3",
-        attention_bias=bool(config.get("attention_bias", False)),
+        attention_bias=_flag(config, "attention_bias"),
     )
 
 
+def _check_sizes(config: dict[str, Any]) -> None:
+    for key in SIZES:
+        _whole(config, key)
+    for key in DERIVED_SIZES:
+        if config.get(key) is not None:
+            _whole(config, key)
+    heads, groups = config["num_attention_heads"], config.get("num_key_value_heads")
+    if groups and heads % groups:
+        raise ValueError(f"num_key_value_heads is {groups}; it must divide {heads} attention heads")
+    size = config.get("head_dim") or config["hidden_size"] // heads
+    if size < 2 or size % 2:
+        raise ValueError(f"head_dim is {size}; it must be even, because halves are rotated")
+
+
+def _check_layer(config: dict[str, Any]) -> None:
+    activation = config.get("hidden_act") or "silu"
+    if activation != "silu":
+        raise ValueError(f"hidden_act {activation!r} is not supported; supported: silu")
+    kinds = config.get("layer_types") or []
+    if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
+        raise ValueError(f"layer_types is {kinds!r}; supported: full_attention in every layer")
+    if config.get("mlp_bias"):
+        raise ValueError(f"mlp_bias is {config['mlp_bias']!r}; supported: false")
+
+
+def _rope_theta(config: dict[str, Any]) -> float:
+    """Base of the rotary angles; ``rope_scaling`` is the older name of ``rope_parameters``."""
+    given = []
+    for key in ("rope_parameters", "rope_scaling"):
+        rope = config.get(key) or {}
+        if not isinstance(rope, dict):
+            raise ValueError(f"{key} is {rope!r}; it must be an object or null")
+        kind = rope.get("rope_type") or rope.get("type") or "default"
+        if kind != "default":
+            raise ValueError(f"rope_type {kind!r} is not supported; supported: default")
+        given.append(rope.get("rope_theta"))
+    given.append(config.get("rope_theta"))
+    theta = next((value for value in given if value is not None), 10000.0)
+    return _positive("rope_theta", theta)
+
+
 def read_config(path: Path) -> DraftConfig:
-    """Parse a drafter's ``config.json``; UserError names a missing key or unknown head type."""
-    if not path.exists():
+    """Parse a drafter's ``config.json``; UserError names a key that is missing or cannot be used,
+    its value and what is allowed."""
+    if not path.is_file():
         raise UserError(f"{path} does not exist; a drafter folder holds config.json and weights")
     try:
         return _parse(json.loads(path.read_text()))
@@ -72,25 +120,27 @@ def read_config(path: Path) -> DraftConfig:
         raise UserError(f"{path}: not JSON ({error})") from None
     except KeyError as error:
         raise UserError(f"{path}: key {error.args[0]!r} is missing") from None
-    except (ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: {error}") from None
 
 
 def _parse(raw: dict[str, Any]) -> DraftConfig:
-    architecture = (raw.get("architectures") or [""])[0]
+    if not isinstance(raw, dict):
+        raise ValueError("it holds no JSON object; a drafter's keys are expected")
+    architecture = str((raw.get("architectures") or [""])[0])
     _check_model(raw)
     common = {
         "shape": layer_shape(raw),
         "vocab_size": raw["vocab_size"],
-        "target_layer_ids": tuple(raw["target_layer_ids"]),
-        "num_target_layers": raw.get("num_target_layers") or 0,
-        "shares_target_embeddings": bool(raw.get("shares_target_embeddings", False)),
+        "target_layer_ids": _layer_ids(raw),
+        "num_target_layers": _optional(raw, "num_target_layers"),
+        "shares_target_embeddings": _flag(raw, "shares_target_embeddings"),
         "raw": raw,
     }
     if "Eagle3" in architecture:
-        return _parse_recurrent("eagle3", raw["ttt_length"], raw, common)
+        return _parse_recurrent("eagle3", _whole(raw, "ttt_length"), raw, common)
     if "MTP" in architecture:
-        return _parse_recurrent("mtp", raw["mtp_depth"], raw, common)
+        return _parse_recurrent("mtp", _whole(raw, "mtp_depth"), raw, common)
     if "DSpark" not in architecture:
         raise ValueError(
             f"architecture {architecture!r} is unknown; known: Qwen3DSparkModel (DFlash too),"
@@ -103,12 +153,52 @@ def _check_model(raw: dict[str, Any]) -> None:
     if raw["model_type"] not in MODEL_TYPES:
         known = ", ".join(MODEL_TYPES)
         raise ValueError(f"model_type {raw['model_type']!r} is not supported; supported: {known}")
-    for key in SIZES:
-        if not isinstance(raw[key], int) or raw[key] < 1:
-            raise ValueError(f"{key} is {raw[key]!r}; it must be a positive integer")
-    rope = (raw.get("rope_parameters") or {}).get("rope_type", "default")
-    if rope != "default":
-        raise ValueError(f"rope_type {rope!r} is not supported; supported: default")
+    _whole(raw, "vocab_size")
+
+
+def _whole(raw: dict[str, Any], key: str, least: int = 1) -> int:
+    """``raw[key]``, an integer of at least ``least``."""
+    value = raw[key]
+    if type(value) is not int or value < least:
+        allowed = "a positive integer" if least else "an integer, 0 or more"
+        raise ValueError(f"{key} is {value!r}; it must be {allowed}")
+    return value
+
+
+def _optional(raw: dict[str, Any], key: str) -> int:
+    """``raw[key]``, an integer; 0 where it is absent or null."""
+    return 0 if raw.get(key) is None else _whole(raw, key, least=0)
+
+
+def _positive(key: str, value: object) -> float:
+    """``value`` of ``key``, a positive finite number."""
+    if type(value) not in (int, float) or not 0 < value < math.inf:
+        raise ValueError(f"{key} is {value!r}; it must be a positive number")
+    return float(value)
+
+
+def _flag(raw: dict[str, Any], key: str) -> bool:
+    """``raw[key]``, true or false; False where it is absent or null."""
+    value = raw.get(key)
+    if value not in (None, True, False):
+        raise ValueError(f"{key} is {value!r}; it must be true or false")
+    return bool(value)
+
+
+def _layer_ids(raw: dict[str, Any]) -> tuple[int, ...]:
+    """Layers of the target whose outputs are read, -1 its embedding."""
+    ids = raw["target_layer_ids"]
+    if not isinstance(ids, list) or not ids or any(type(i) is not int or i < -1 for i in ids):
+        raise ValueError(f"target_layer_ids is {ids!r}; it must be a list of integers, -1 or more")
+    return tuple(ids)
+
+
+def _mask_token(raw: dict[str, Any]) -> int:
+    """The token that fills a block, one of the vocabulary."""
+    token, size = raw["mask_token_id"], raw["vocab_size"]
+    if type(token) is not int or not 0 <= token < size:
+        raise ValueError(f"mask_token_id is {token!r}; it must be an integer, 0..{size - 1}")
+    return token
 
 
 def _parse_recurrent(
@@ -124,19 +214,20 @@ def _parse_recurrent(
 
 
 def _parse_block(raw: dict[str, Any], common: dict[str, Any]) -> DraftConfig:
-    rank = raw.get("markov_rank") or 0
+    rank = _optional(raw, "markov_rank")
     head = raw.get("markov_head_type") or "vanilla"
     if rank and head not in HEAD_TYPES:
         raise ValueError(f"markov_head_type {head!r} is unknown; known: {', '.join(HEAD_TYPES)}")
-    confident = bool(raw.get("enable_confidence_head", False))
+    confident = _flag(raw, "enable_confidence_head")
+    with_markov = _flag(raw, "confidence_head_with_markov")
     return DraftConfig(
         family="dspark" if rank or confident else "dflash",
-        num_layers=raw["num_hidden_layers"],
-        gamma=raw["block_size"],
-        mask_token_id=raw["mask_token_id"],
+        num_layers=_whole(raw, "num_hidden_layers"),
+        gamma=_whole(raw, "block_size"),
+        mask_token_id=_mask_token(raw),
         markov_rank=rank,
         markov_head_type=head,
         confidence_head=confident,
-        confidence_with_markov=bool(confident and rank and raw.get("confidence_head_with_markov")),
+        confidence_with_markov=bool(confident and rank and with_markov),
         **common,
     )

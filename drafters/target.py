@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from drafters.batch import Batch, Group
+from drafters.config import layer_shape
 from drafters.devices import checked
 from drafters.errors import UserError
 from drafters.fetch import MODELS, fetch
@@ -229,53 +230,66 @@ def _source(name: str) -> str:
 def load_target(name: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Target:
     """Load a target by fetched name, local folder or hub id; weights frozen, in ``dtype``.
 
-    Raises UserError when it cannot be found, its architecture is not Llama or Qwen3, or there is no
-    such device.
+    Raises UserError when it cannot be found, its architecture is not Llama or Qwen3 with the layers
+    that we compute, its weights are not all there or no numbers, or there is no such device.
     """
     device = checked(device)
-    from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.utils.logging import disable_progress_bar
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
+    from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
     disable_progress_bar()  # errors of a command are one line on stderr
+    set_verbosity_error()
     source = _source(name)
     try:
         config = AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:
         raise _not_loaded(name, error) from None
+    except StrictDataclassError as error:  # tells the reason in its second line
+        raise _not_loaded(name, " ".join(str(error).split())) from None
     if config.model_type not in SUPPORTED:
         raise UserError(
             f"target {name!r} has architecture {config.model_type!r}; supported: "
             + ", ".join(SUPPORTED)
         )
     try:
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
-    except (OSError, ValueError, SafetensorError) as error:  # weights missing or truncated
-        raise _not_loaded(name, error) from None
-    target = Target(layer_shape(config), config.num_hidden_layers, config.vocab_size)
-    target = target.to(dtype)
-    weights = {k.removeprefix("model."): v for k, v in model.state_dict().items()}
-    target.load_state_dict(weights)
+        shape = layer_shape(config.to_dict())
+    except ValueError as error:
+        raise UserError(f"target {name!r}: {error}") from None
+    target = Target(shape, config.num_hidden_layers, config.vocab_size).to(dtype)
+    target.load_state_dict(_read_weights(name, source, dtype))
     if config.tie_word_embeddings:
         target.lm_head.weight = target.embed_tokens.weight
     return target.to(device).requires_grad_(False).eval()
 
 
-def layer_shape(config: object) -> LayerShape:
-    """Sizes of a decoder layer from a transformers config."""
-    get = lambda key, default=None: getattr(config, key, None) or default  # noqa: E731
-    heads = get("num_attention_heads")
-    rope = get("rope_parameters", {})
-    return LayerShape(
-        hidden_size=get("hidden_size"),
-        intermediate_size=get("intermediate_size"),
-        num_heads=heads,
-        num_kv_heads=get("num_key_value_heads", heads),
-        head_dim=get("head_dim", get("hidden_size") // heads),
-        rms_norm_eps=get("rms_norm_eps"),
-        rope_theta=float(rope.get("rope_theta") or get("rope_theta", 10000.0)),
-        qk_norm=get("model_type") == "qwen3",
-        attention_bias=bool(get("attention_bias", False)),
-    )
+def _read_weights(name: str, source: str, dtype: torch.dtype) -> dict[str, Tensor]:
+    """A target's weights under our names. transformers would make up what the files lack."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    except (OSError, ValueError, SafetensorError) as error:  # weights missing or truncated
+        raise _not_loaded(name, error) from None
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise UserError(f"target {name!r}: {len(missing)} keys are missing: {', '.join(missing)}")
+    for key, found, wanted in sorted(report["mismatched_keys"]):
+        raise UserError(
+            f"target {name!r}: {key} has shape {list(found)}, config.json says {list(wanted)}"
+        )
+    weights = {k.removeprefix("model."): v for k, v in model.state_dict().items()}
+    check_finite(weights, f"target {name!r}")
+    return weights
+
+
+def check_finite(weights: dict[str, Tensor], where: str) -> None:
+    """UserError for floating-point ``weights`` that are no numbers."""
+    for name, tensor in weights.items():
+        if not tensor.isfinite().all():
+            raise UserError(f"{where}: {name} holds NaN or infinity; the checkpoint is damaged")
 
 
 def load_tokenizer(name: str) -> object:

@@ -142,6 +142,32 @@ def test_keys_of_another_head_are_refused(folder: Path) -> None:
         ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type 'yarn' is not supported"),
         ({"vocab_size": 41}, r"embed_tokens.weight has shape \[40, 32\]"),
         ({"num_attention_heads": "four"}, "'four'; it must be a positive integer"),
+        ({"rope_scaling": {"type": "yarn"}}, "rope_type 'yarn' is not supported"),
+        ({"rope_parameters": [1]}, r"rope_parameters is \[1\]; it must be an object or null"),
+        ({"rope_parameters": {"rope_theta": 0}}, "rope_theta is 0; it must be a positive number"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported; supported: silu"),
+        ({"layer_types": ["sliding_attention"] * 2}, "supported: full_attention in every layer"),
+        ({"architectures": [5]}, "architecture '5' is unknown; known: "),
+        ({"mask_token_id": 40}, r"mask_token_id is 40; it must be an integer, 0\.\.39"),
+        ({"mask_token_id": None}, r"mask_token_id is None; it must be an integer, 0\.\.39"),
+        ({"block_size": "7"}, "block_size is '7'; it must be a positive integer"),
+        ({"block_size": 0}, "block_size is 0; it must be a positive integer"),
+        ({"block_size": True}, "block_size is True; it must be a positive integer"),
+        ({"num_hidden_layers": "2"}, "num_hidden_layers is '2'; it must be a positive integer"),
+        ({"num_hidden_layers": None}, "num_hidden_layers is None; it must be a positive integer"),
+        ({"markov_rank": -1}, "markov_rank is -1; it must be an integer, 0 or more"),
+        ({"markov_rank": "16"}, "markov_rank is '16'; it must be an integer, 0 or more"),
+        ({"head_dim": "8"}, "head_dim is '8'; it must be a positive integer"),
+        ({"head_dim": 7}, "head_dim is 7; it must be even"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads is 3; it must divide 4 attention heads"),
+        ({"num_target_layers": "3"}, "num_target_layers is '3'; it must be an integer, 0 or more"),
+        ({"rms_norm_eps": "x"}, "rms_norm_eps is 'x'; it must be a positive number"),
+        ({"rms_norm_eps": None}, "rms_norm_eps is None; it must be a positive number"),
+        ({"target_layer_ids": [1, "a"]}, r"\[1, 'a'\]; it must be a list of integers, -1 or more"),
+        ({"target_layer_ids": []}, r"target_layer_ids is \[\]; it must be a list of integers"),
+        ({"enable_confidence_head": "false"}, "is 'false'; it must be true or false"),
+        ({"confidence_head_with_markov": "no"}, "is 'no'; it must be true or false"),
+        ({"shares_target_embeddings": "x"}, "is 'x'; it must be true or false"),
     ],
 )
 def test_bad_config(folder: Path, changes: dict[str, object], message: str) -> None:
@@ -149,6 +175,30 @@ def test_bad_config(folder: Path, changes: dict[str, object], message: str) -> N
     with pytest.raises(UserError, match=message) as caught:
         drafters.load(folder)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("family", "key"), [("eagle3", "ttt_length"), ("mtp", "mtp_depth")])
+@pytest.mark.parametrize("depth", ["7", 0, None])
+def test_bad_depth(family: str, key: str, depth: object, tmp_path: Path) -> None:
+    save_drafter(tiny_drafter(family, TARGET), tmp_path, shares=False)
+    edit(tmp_path, **{key: depth})
+    with pytest.raises(UserError, match=f"{key} is {depth!r}; it must be a positive integer"):
+        drafters.load(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[1]", "null", "[" * 100_000])
+def test_a_config_that_is_no_object(folder: Path, text: str) -> None:
+    (folder / "config.json").write_text(text)
+    with pytest.raises(UserError, match=r"config\.json: ") as caught:
+        drafters.load(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_in_place_of_the_config(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    (folder / "config.json").mkdir()
+    with pytest.raises(UserError, match=r"config\.json does not exist"):
+        drafters.load(folder)
 
 
 def test_missing_config_key_and_bad_json(folder: Path) -> None:
