@@ -1,4 +1,5 @@
-"""Drafter checkpoints: a folder of ``config.json`` and ``model.safetensors`` in DeepSpec's format.
+"""Drafter checkpoints: a folder of ``config.json`` and ``model.safetensors`` in DeepSpec's format
+(or ``model.safetensors.index.json`` and the parts that it names).
 
 Read: DSpark (vanilla, gated, rnn heads), DFlash and Eagle3 for Qwen3 targets, and our own. Ours may
 add one key: ``shares_target_embeddings`` leaves the frozen embedding and output head out of the
@@ -11,6 +12,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +28,12 @@ from drafters.errors import UserError
 from drafters.module import DraftModule
 from drafters.mtp import MTPDrafter
 from drafters.ngram import NgramDrafter
-from drafters.target import HUB_ID, Target
+from drafters.target import HUB_ID, Target, check_finite
 from gpu_traces.files import replacing
 
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 SHARED = ("embed_tokens.weight", "lm_head.weight")
 SHIPPED = Path(__file__).parent / "checkpoints"
 FAMILIES: dict[str, type[DraftModule]] = {
@@ -45,9 +50,10 @@ def load(source: Path | str, target: Target | None = None) -> DraftModule | Ngra
 
     ``"ngram"`` is prompt lookup, which has no weights and needs ``target`` for its vocabulary.
 
-    Without ``target`` the weights keep the file's type and sit on the CPU; with it they take its
-    type and device, and the two are checked against each other. UserError, one line, for anything
-    that cannot be used; a checkpoint that leaves its embeddings out needs its target.
+    Without ``target`` the weights keep the file's type (of several the widest) and sit on the CPU;
+    with it they take its type and device, and the two are checked against each other. UserError,
+    one line, for anything that cannot be used; a checkpoint that leaves its embeddings out needs
+    its target.
     """
     if source == "ngram":
         return _prompt_lookup(target)
@@ -59,14 +65,19 @@ def load(source: Path | str, target: Target | None = None) -> DraftModule | Ngra
         raise UserError(f"{source} takes its embeddings from the target; load it with target=...")
     with torch.device("meta"):
         drafter = FAMILIES[config.family](config)
-    weights = _read_weights(folder / "model.safetensors")
+    weights = _read_weights(folder)
+    stored = {name: tensor.dtype for name, tensor in weights.items()}
     if config.shares_target_embeddings and target is not None:
         weights |= {name: target.get_parameter(name) for name in SHARED}
-    _check_weights(weights, drafter.state_dict(), str(folder / "model.safetensors"))
-    if target is not None:
+    _check_weights(weights, drafter.state_dict(), str(folder / WEIGHTS))
+    if target is None:
+        widest = reduce(torch.promote_types, stored.values())
+        weights = {name: tensor.to(widest) for name, tensor in weights.items()}
+    else:
         like = target.norm.weight
         weights = {name: tensor.to(like) for name, tensor in weights.items()}
     drafter.load_state_dict(weights, assign=True)
+    drafter.stored_types = stored
     return drafter.requires_grad_(False).eval()
 
 
@@ -110,7 +121,7 @@ def find(source: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    wanted = ["config.json", "model.safetensors"]
+    wanted = ["config.json", INDEX, "model*.safetensors"]
     try:
         return Path(snapshot_download(source, allow_patterns=wanted))
     except (OSError, ValueError, HfHubHTTPError, HFValidationError) as error:
@@ -121,7 +132,30 @@ def find(source: str) -> Path:
         ) from None
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    """Every tensor of a checkpoint that is one file or several."""
+    whole, index = folder / WEIGHTS, folder / INDEX
+    if whole.is_file() or not index.is_file():
+        return _read_file(whole)
+    weights: dict[str, Tensor] = {}
+    for part in _parts(index):
+        weights |= _read_file(folder / part)
+    return weights
+
+
+def _parts(index: Path) -> list[str]:
+    """Names of the files that hold the weights."""
+    try:
+        places = json.loads(index.read_text())["weight_map"]
+        return sorted({str(part) for part in places.values()})
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{index} names no weight files ({type(error).__name__}: {error}); its weight_map must"
+            " give the file of each weight"
+        ) from None
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"{path} does not exist; a drafter folder holds config.json and weights")
     try:
@@ -142,8 +176,10 @@ def _check_weights(found: dict[str, Tensor], wanted: dict[str, Tensor], path: st
             + ", ".join(unknown)
         )
     for name, tensor in found.items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise UserError(f"{path}: {name} holds NaN or infinity; the checkpoint is damaged")
+        if tensor.dtype not in FLOATS:
+            allowed = ", ".join(str(dtype) for dtype in FLOATS)
+            raise UserError(f"{path}: {name} has type {tensor.dtype}; allowed: {allowed}")
+    check_finite(found, path)
     for name, tensor in wanted.items():
         if found[name].shape != tensor.shape:
             raise UserError(
@@ -160,20 +196,25 @@ def save_drafter(
 ) -> None:
     """Write a checkpoint, each file by rename; ``shares`` leaves the embeddings out.
 
-    ``dtype`` None keeps every tensor's own type.
+    ``dtype`` None gives every tensor the type of the file it came from, or its own.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    types = drafter.stored_types
     weights = {
-        name: tensor.detach().to(dtype or tensor.dtype).contiguous().cpu()
+        name: tensor.detach().to(dtype or types.get(name, tensor.dtype)).contiguous().cpu()
         for name, tensor in drafter.state_dict().items()
         if not (shares and name in SHARED)
     }
     if len({w.data_ptr() for w in weights.values()}) < len(weights):  # a tied head: store both
         weights = {name: tensor.clone() for name, tensor in weights.items()}
-    with storing(folder / "model.safetensors") as path:
+    made = config_json(drafter.config, shares, {w.dtype for w in weights.values()})
+    with storing(folder / WEIGHTS) as path:
+        path.touch()
+        mode = path.stat().st_mode
         save_file(weights, path, metadata={"format": "pt"})
+        path.chmod(mode)  # safetensors lets only the owner read
     with storing(folder / "config.json") as path:
-        path.write_text(json.dumps(config_json(drafter.config, shares, dtype), indent=2) + "\n")
+        path.write_text(json.dumps(made, indent=2) + "\n")
 
 
 @contextmanager
@@ -192,16 +233,18 @@ def storing(path: Path) -> Iterator[Path]:
         ) from None
 
 
-def config_json(
-    config: DraftConfig, shares: bool, dtype: torch.dtype | None = None
-) -> dict[str, Any]:
-    """The keys of the file it was read from, or DeepSpec's for a drafter made here."""
+def config_json(config: DraftConfig, shares: bool, types: set[torch.dtype]) -> dict[str, Any]:
+    """The keys of the file it was read from, or DeepSpec's for a drafter made here.
+
+    ``types`` of the weights beside it: ``dtype`` (or the older ``torch_dtype``) names the only one.
+    """
     made = dict(config.raw) or _fresh(config)
     made.pop("shares_target_embeddings", None)
     if shares:
         made["shares_target_embeddings"] = True
-    if dtype is not None:
-        made["dtype"] = str(dtype).removeprefix("torch.")
+    if len(types) == 1:
+        key = "torch_dtype" if "torch_dtype" in made else "dtype"
+        made[key] = str(*types).removeprefix("torch.")
     return made
 
 

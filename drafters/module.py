@@ -31,6 +31,11 @@ class DraftModule(nn.Module):
     gamma: int
     feature_layers: tuple[int, ...]
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.stored_types: dict[str, torch.dtype] = {}
+        """Types of the weights in the file it was loaded from; ``save_pretrained`` keeps them."""
+
     def new_state(self, slots: int, capacity: int) -> Any:
         """See ``drafters.base.Drafter``."""
         raise NotImplementedError
@@ -59,11 +64,12 @@ class DraftModule(nn.Module):
 
         ``input_ids`` [t] (or [1, t]) are the tokens from position 0; ``target_features``
         [>= anchor, m * d] (or with a leading 1) the target's features of the positions before the
-        anchor, later rows are not read. In-block tokens are the drafter's own argmax, or, where
-        ``teacher_forced``, ``input_ids[anchor + 1 :]``.
+        anchor, in any floating-point type; later rows are not read. In-block tokens are the
+        drafter's own argmax, or, where ``teacher_forced``, ``input_ids[anchor + 1 :]``.
         """
-        features = target_features.reshape(-1, target_features.shape[-1])
-        tokens = input_ids.reshape(-1)
+        features = _of_one_request(target_features, 2, "target_features")
+        features = features.to(self.norm.weight.dtype)
+        tokens = _of_one_request(input_ids, 1, "input_ids")
         self._check_request(features, tokens, anchor, teacher_forced)
         state = self.new_state(1, anchor + 1)
         where = torch.arange(anchor, device=tokens.device).unsqueeze(0)
@@ -92,9 +98,27 @@ class DraftModule(nn.Module):
                 f"target features of shape {tuple(features.shape)}; this drafter reads"
                 f" [at least {anchor}, {width}] (layers {list(self.feature_layers)})"
             )
+        read = tokens[:need]
+        if read.is_floating_point() or read.min() < 0 or read.max() >= self.config.vocab_size:
+            raise UserError(
+                f"input_ids of type {read.dtype} reach from {read.min()} to {read.max()}; allowed:"
+                f" integers, 0..{self.config.vocab_size - 1}"
+            )
 
     def save_pretrained(self, folder: Path | str) -> None:
-        """Write the checkpoint as it would be read: same keys, same types, bit for bit."""
+        """Write the checkpoint as it would be read: same keys, types of the file it came from."""
         from drafters.checkpoint import save_drafter
 
         save_drafter(self, Path(folder), self.config.shares_target_embeddings, dtype=None)
+
+
+def _of_one_request(given: Tensor, dims: int, name: str) -> Tensor:
+    """``given`` less a leading 1; UserError where it holds several requests."""
+    if given.dim() == dims + 1 and given.shape[0] == 1:
+        return given[0]
+    if given.dim() != dims:
+        raise UserError(
+            f"{name} has shape {list(given.shape)}; it must have {dims} axes, those of one request,"
+            " with or without a leading 1"
+        )
+    return given

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ import drafters
 from drafters import checkpoint
 from drafters.checkpoint import save_drafter
 from drafters.errors import UserError
+from drafters.target import Target
 from tests.drafters.families import FAMILIES, features_of, tiny_drafter, tiny_target
 
 TARGET = tiny_target()
@@ -62,6 +65,116 @@ def test_shared_embeddings_come_from_the_target(family: str, tmp_path: Path) -> 
     assert again.norm.weight.dtype == torch.float32
     with pytest.raises(UserError, match="load it with target="):
         drafters.load(tmp_path)
+
+
+def as_file(folder: Path, *types: torch.dtype) -> dict[str, torch.Tensor]:
+    """Store the weights of a checkpoint in ``types`` by turns, as its config says of the first."""
+    path = folder / "model.safetensors"
+    weights = {
+        name: tensor.to(types[i % len(types)])
+        for i, (name, tensor) in enumerate(sorted(load_file(path).items()))
+    }
+    save_file(weights, path)
+    edit(folder, dtype=str(types[0]).removeprefix("torch."))
+    return weights
+
+
+@pytest.mark.parametrize("types", [(torch.bfloat16,), (torch.float32, torch.bfloat16)])
+@pytest.mark.parametrize("target", [TARGET, None], ids=["target", "alone"])
+def test_saved_in_the_types_of_the_file(
+    folder: Path, types: tuple[torch.dtype, ...], target: Target | None
+) -> None:
+    """Also where it is computed in another: an fp32 target's, or the widest of the file's."""
+    weights = as_file(folder, *types)
+    drafters.load(folder, target).save_pretrained(folder / "again")
+    again = load_file(folder / "again" / "model.safetensors")
+    assert {n: t.dtype for n, t in again.items()} == {n: t.dtype for n, t in weights.items()}
+    assert all(torch.equal(again[name], tensor) for name, tensor in weights.items())
+    configs = [json.loads((f / "config.json").read_text()) for f in (folder, folder / "again")]
+    assert configs[0] == configs[1]
+
+
+@pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
+def test_saved_config_names_the_type_that_is_stored(folder: Path, key: str) -> None:
+    """DeepSpec copies the target's config, which may name another."""
+    config = json.loads((folder / "config.json").read_text())
+    del config["dtype"]
+    (folder / "config.json").write_text(json.dumps(config | {key: "bfloat16"}))
+    drafters.load(folder).save_pretrained(folder / "again")
+    again = json.loads((folder / "again" / "config.json").read_text())
+    assert again == config | {key: "float32"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_features_of_another_type(family: str, tmp_path: Path) -> None:
+    save_drafter(tiny_drafter(family, TARGET), tmp_path, shares=False, dtype=None)
+    tokens = torch.arange(9)
+    for stored, given in [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)]:
+        as_file(tmp_path, stored)
+        drafter = drafters.load(tmp_path)
+        features = features_of(TARGET, drafter, tokens[None]).to(given)
+        ours = drafter.draft_logits(features, tokens, 8).logits
+        assert torch.equal(ours, drafter.draft_logits(features.to(stored), tokens, 8).logits)
+
+
+def test_a_file_of_several_types_is_computed_in_the_widest(folder: Path) -> None:
+    as_file(folder, torch.bfloat16, torch.float32)
+    drafter, tokens = drafters.load(folder), torch.arange(9)
+    assert {p.dtype for p in drafter.parameters()} == {torch.float32}
+    drafter.draft_logits(features_of(TARGET, drafter, tokens[None]), tokens, 8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int32])
+@pytest.mark.parametrize("target", [TARGET, None], ids=["target", "alone"])
+def test_types_that_cannot_be_computed(
+    folder: Path, dtype: torch.dtype, target: Target | None
+) -> None:
+    as_file(folder, dtype)
+    with pytest.raises(UserError, match=f"confidence_head.proj.bias has type {dtype}; allowed: "):
+        drafters.load(folder, target)
+
+
+def split(folder: Path) -> Path:
+    """Store the weights in two parts; the index."""
+    weights = sorted(load_file(folder / "model.safetensors").items())
+    (folder / "model.safetensors").unlink()
+    parts = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    for i, part in enumerate(parts):
+        save_file(dict(weights[i::2]), folder / part)
+    index = folder / "model.safetensors.index.json"
+    places = {name: parts[i % 2] for i, (name, _) in enumerate(weights)}
+    index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    return index
+
+
+def test_weights_in_parts(folder: Path) -> None:
+    before = drafters.load(folder).state_dict()
+    split(folder)
+    after = drafters.load(folder).state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def test_parts_that_are_not_there(folder: Path) -> None:
+    index = split(folder)
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(UserError, match=r"model-00002-of-00002\.safetensors does not exist"):
+        drafters.load(folder)
+    for text in ("{", "[]", "{}", '{"weight_map": 5}'):
+        index.write_text(text)
+        with pytest.raises(UserError, match="index.json names no weight files") as caught:
+            drafters.load(folder)
+        assert "\n" not in str(caught.value)
+
+
+def test_files_have_the_usual_permissions(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        save_drafter(tiny_drafter("dflash", TARGET), tmp_path)
+    finally:
+        os.umask(before)
+    for name in ("config.json", "model.safetensors"):
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o640
 
 
 def test_truncated_file(folder: Path) -> None:
@@ -249,3 +362,11 @@ def test_bad_requests(folder: Path) -> None:
         drafter.draft_logits(features, tokens, 4, teacher_forced=True)
     with pytest.raises(UserError, match=r"this drafter reads \[at least 5, 64\]"):
         drafter.draft_logits(features[:, :4], tokens, 5)
+    with pytest.raises(UserError, match=r"target_features has shape \[2, 6, 64\]; it must have 2"):
+        drafter.draft_logits(features.expand(2, -1, -1), tokens, 4)
+    with pytest.raises(UserError, match=r"input_ids has shape \[2, 6\]; it must have 1"):
+        drafter.draft_logits(features, tokens.expand(2, -1), 4)
+    with pytest.raises(UserError, match="reach from 36 to 40; allowed: integers, 0..39"):
+        drafter.draft_logits(features, tokens + 36, 4)
+    with pytest.raises(UserError, match="type torch.float32 reach from 0.0 to 4.0; allowed: int"):
+        drafter.draft_logits(features, tokens.float(), 4)
