@@ -26,7 +26,7 @@ from drafters.mtp import MTPDrafter
 from drafters.recurrent import RecurrentDrafter
 from drafters.target import Target
 
-MASK_TOKEN = 3  # SmolLM2: a reserved token that no response holds
+SMOLLM2_VOCABULARY, SMOLLM2_MASK = 49152, 3  # a reserved token that no response holds
 FRESH_STD = 0.01  # of weights that nothing of the target's can start
 
 
@@ -37,25 +37,26 @@ def default_feature_layers(num_layers: int) -> tuple[int, ...]:
     return tuple(sorted({round(1 + i * (last - 1) / 3) for i in range(4)} & set(range(last + 1))))
 
 
+def mask_token(vocab_size: int) -> int:
+    """A token that no response should hold: the last id, which is padding (Qwen3) or reserved
+    (Llama 3); SmolLM2 has a word there and a reserved token of its own."""
+    return SMOLLM2_MASK if vocab_size == SMOLLM2_VOCABULARY else vocab_size - 1
+
+
 def build_drafter(
     family: str, target: Target, args: argparse.Namespace, bigrams: Bigrams | None = None
 ) -> DraftModule:
     """A fresh trainable drafter that shares the target's embeddings (frozen).
 
     ``args``: feature_layers, gamma; for block families also layers, rank, head. ``bigrams`` start a
-    Markov head; without them it adds nothing yet.
+    Markov head; without them it adds nothing yet. UserError for layers that the target has not.
     """
-    last = (target.num_layers - 1,)
-    layers = last if family == "mtp" else default_feature_layers(target.num_layers)
-    layers = tuple(args.feature_layers or layers)
-    if family != "mtp":
-        _check_layers(layers, target)
     common = {
         "family": family,
         "shape": target.shape,
         "vocab_size": target.vocab_size,
         "num_target_layers": target.num_layers,
-        "target_layer_ids": layers,
+        "target_layer_ids": _feature_layers(family, args.feature_layers, target),
         "gamma": args.gamma,
     }
     if family in ("eagle3", "mtp"):
@@ -86,8 +87,23 @@ def continued(source: str, name: str, gamma: int, target: Target) -> DraftModule
     return share_embeddings(drafter, target)
 
 
+def _feature_layers(family: str, asked: list[int] | None, target: Target) -> tuple[int, ...]:
+    """Those asked for, or the family's own; UserError where the family cannot read them."""
+    last = target.num_layers - 1
+    if family == "mtp":
+        if asked not in (None, [last]):
+            raise UserError(
+                f"--feature-layers {' '.join(map(str, asked or ()))}: mtp reads the target's last"
+                f" layer, {last}, alone; leave the option out or train mtp in a run of its own"
+            )
+        return (last,)
+    layers = tuple(asked or default_feature_layers(target.num_layers))
+    _check_layers(layers, target)
+    return layers
+
+
 def _check_layers(layers: tuple[int, ...], target: Target) -> None:
-    if max(layers) >= target.num_layers - 1 or min(layers) < -1:
+    if not layers or max(layers) >= target.num_layers - 1 or min(layers) < -1:
         raise UserError(
             f"feature layers {layers} do not fit a target of {target.num_layers} layers; "
             f"allowed: -1..{target.num_layers - 2}"
@@ -98,9 +114,14 @@ def _block_drafter(
     common: dict[str, Any], target: Target, args: argparse.Namespace, bigrams: Bigrams | None
 ) -> BlockDrafter:
     dspark = common["family"] == "dspark"
+    if args.layers > target.num_layers:
+        raise UserError(
+            f"{args.layers} draft layers do not fit a target of {target.num_layers} layers, whose"
+            f" last ones they start from; allowed: 1..{target.num_layers}"
+        )
     config = DraftConfig(
         num_layers=args.layers,
-        mask_token_id=MASK_TOKEN,
+        mask_token_id=mask_token(target.vocab_size),
         markov_rank=args.rank if dspark else 0,
         markov_head_type=args.head,
         confidence_head=dspark,
