@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import math
+import pickle
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +17,7 @@ from torch import Tensor
 from drafters.bigrams import Bigrams
 from drafters.checkpoint import save_drafter, storing
 from drafters.errors import UserError
+from drafters.module import DraftModule
 from drafters.objectives import DEFAULT_WEIGHTS, Weights, make_objective, metrics, trained_depth
 from drafters.presets import build_drafter, continued
 from drafters.target import Target
@@ -54,10 +58,23 @@ def folder_name(text: str) -> str:
 
 
 STATE = "state.pt"  # what training goes on from, beside the checkpoint
+DAMAGED = (
+    pickle.UnpicklingError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What reading a state raises that is cut short, overwritten or incomplete."""
+SAMPLE = 4096  # values of each weight that tell two targets apart
 
 
 class Learner:
-    """State of one drafter's run; ``save`` and ``resume`` make it survive a kill."""
+    """State of one drafter's run after ``step`` steps; ``save`` and ``resume`` make it survive a
+    kill."""
 
     def __init__(
         self,
@@ -69,13 +86,14 @@ class Learner:
     ) -> None:
         kind, sizes = parse(name)
         family, _, head = kind.partition("-")
-        self.name, self.out, self.curve = name, out, []
+        self.name, self.out, self.step, self.curve = name, out, 0, []
         if args.start:
             self.drafter = continued(args.start, kind, args.gamma, target)
         else:
             chosen = argparse.Namespace(**{**vars(args), **sizes, "head": head or "vanilla"})
             self.drafter = build_drafter(family, target, chosen, bigrams).to(args.device)
-        learned = [p for p in self.drafter.parameters() if p.requires_grad]
+        self.fixed = fixed_options(kind, self.drafter, target, args)
+        learned = list(self._learned().values())
         self.optimizer = torch.optim.AdamW(learned, lr=args.lr, weight_decay=0.0)
         depth = trained_depth(family, args.gamma, args.depth)
         weights = loss_weights(family, args)
@@ -83,6 +101,9 @@ class Learner:
             family, depth, weights, args.anchors, args.negatives, args.decay
         )
         self.window: list[tuple[Tensor, Tensor]] = []
+
+    def _learned(self) -> dict[str, Tensor]:
+        return {n: p for n, p in self.drafter.named_parameters() if p.requires_grad}
 
     def update(self, loss: Tensor, stats: Tensor, rate: float) -> None:
         """One step of the optimiser; loss and ``tally`` are kept where they were computed."""
@@ -93,45 +114,73 @@ class Learner:
         torch.nn.utils.clip_grad_norm_(self.drafter.parameters(), 1.0)
         self.optimizer.step()
         self.window.append((loss.detach(), stats))
+        self.step += 1
 
-    def log(self, step: int, minutes: float) -> dict[str, float]:
-        """Close the window of steps that ends at ``step``: its row of the curve. UserError at a
-        loss that is not finite, before anything of it is saved."""
+    def log(self, minutes: float) -> dict[str, float]:
+        """Close the window of steps: its row of the curve. UserError at a loss or weight that is
+        not finite, before anything of it is saved."""
         losses = torch.stack([loss for loss, _ in self.window]).cpu()
-        for before, loss in enumerate(losses.tolist(), step - len(losses)):
+        for before, loss in enumerate(losses.tolist(), self.step - len(losses)):
             if not math.isfinite(loss):
-                raise UserError(
-                    f"{self.name}: loss became {loss} at step {before}; last checkpoint kept"
-                )
+                raise self._diverged(f"loss became {loss} at step {before}")
+        # what a gradient or rate that is not finite leaves, even where no later loss shows it
+        if not torch.stack([p.isfinite().all() for p in self._learned().values()]).all():
+            raise self._diverged(f"weights are not finite after step {self.step}")
         mean = metrics(torch.stack([stats for _, stats in self.window]).sum(0).cpu())
         row = {"loss": float(losses.mean()), **mean}
-        row = {"step": step, "minutes": round(minutes, 2)} | {
+        row = {"step": self.step, "minutes": round(minutes, 2)} | {
             k: round(v, 4) for k, v in row.items()
         }
         self.curve.append(row)
         self.window = []
         return row
 
+    def _diverged(self, what: str) -> UserError:
+        kept = (self.out / STATE).exists()
+        return UserError(
+            f"{self.name}: {what}; "
+            + ("last checkpoint kept" if kept else "no checkpoint was written yet")
+            + "; try a lower --lr"
+        )
+
     def resume(self) -> tuple[int, float]:
-        """Take up the last checkpoint, if there is one; steps done and seconds spent."""
+        """Take up the last checkpoint, if there is one; steps done and seconds spent. UserError
+        for one of another run, or damaged."""
         path = self.out / STATE
         if not path.exists():
             return 0, 0.0
-        state = torch.load(path, weights_only=True)
-        self.drafter.load_state_dict(state["drafter"], strict=False)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.curve = state["curve"]
-        return state["step"], state["elapsed_s"]
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            self._check_same(state["fixed"])
+            if state["drafter"].keys() != self._learned().keys():
+                raise ValueError
+            self.drafter.load_state_dict(state["drafter"], strict=False)
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step, self.curve, elapsed_s = state["step"], state["curve"], state["elapsed_s"]
+        except DAMAGED:
+            raise UserError(
+                f"{path} cannot be resumed from: it is damaged or of an earlier version;"
+                " delete it to start afresh in this folder, or give another --out"
+            ) from None
+        return self.step, elapsed_s
 
-    def save(self, step: int, elapsed_s: float) -> None:
+    def _check_same(self, fixed: dict[str, Any]) -> None:
+        for option, mine in self.fixed.items():
+            if fixed[option] != mine:
+                raise UserError(
+                    f"{self.out / STATE} is of a run with {option} {fixed[option]}, this one has"
+                    f" {mine}; give the options of that run to resume it, or another --out"
+                )
+
+    def save(self, elapsed_s: float) -> None:
         """Write weights, training state and curve, each by rename."""
         self.out.mkdir(parents=True, exist_ok=True)
         save_drafter(self.drafter, self.out)
-        learned = {n: p for n, p in self.drafter.named_parameters() if p.requires_grad}
         state = {
-            "drafter": learned,
+            "fixed": self.fixed,
+            "drafter": self._learned(),
             "optimizer": self.optimizer.state_dict(),
-            "step": step,
+            "step": self.step,
             "elapsed_s": elapsed_s,
             "curve": self.curve,
         }
@@ -145,6 +194,31 @@ class Learner:
             writer = csv.DictWriter(file, fieldnames=names)
             writer.writeheader()
             writer.writerows(self.curve)
+
+
+def fixed_options(
+    kind: str, drafter: DraftModule, target: Target, args: argparse.Namespace
+) -> dict[str, Any]:
+    """What a run keeps from its first step to its last, as it is checked on resuming."""
+    config = drafter.config
+    return {
+        "target weights": fingerprint(target),
+        "--drafter": kind,
+        "--start": args.start,
+        "--gamma": config.gamma,
+        "--layers": config.num_layers,
+        "--rank": config.markov_rank,
+        "--feature-layers": list(config.target_layer_ids),
+        "mask token": config.mask_token_id,
+    }
+
+
+def fingerprint(target: Target) -> str:
+    """Eight hex digits of a sample of every weight; the same in fp32 and bf16, on any device."""
+    weights = [p.detach().flatten() for p in target.parameters()]
+    sample = torch.cat([w[:: -(-len(w) // SAMPLE)] for w in weights])
+    raw = sample.bfloat16().view(torch.int16).cpu().numpy().tobytes()
+    return hashlib.sha256(raw).hexdigest()[:8]
 
 
 def loss_weights(family: str, args: argparse.Namespace) -> Weights:

@@ -3,7 +3,8 @@
 Random anchors of each sequence, packed; the family's loss (``drafters.objectives``); AdamW, warm-up
 and cosine over a time budget. Several drafters learn from the same batches, so that the target runs
 once for all of them and they compare. A checkpoint is written every few minutes by rename, so a run
-killed at any moment resumes from the last one with the same command.
+killed at any moment resumes from the last one with the same command, on the batches and anchors it
+would have had: both depend on the seed and the step alone.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,6 +33,7 @@ from drafters.objectives import batch_loss
 from drafters.progress import progress
 from drafters.target import load_target
 from gpu_traces.commands import Parser, at_least_zero, positive, whole
+from gpu_traces.files import can_hold
 
 WARMUP = 0.04
 
@@ -45,15 +49,13 @@ class Trainer:
     """One run: the target, its responses, and the drafters that learn from them."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        _check(args)
+        folders = _folders(args)
+        _check(args, folders)
         torch.manual_seed(args.seed)
-        self.args, out = args, Path(args.out)
+        self.args = args
         self.dtype = getattr(torch, args.dtype)
         self.target = load_target(args.target, self.dtype, args.device)
         self.sequences = load_sequences(args.responses, args.longest, self.target.vocab_size)
-        folders = [out / folder_name(name) for name in args.drafter]
-        if len(folders) == 1:
-            folders = [out]
         bigrams = self._bigrams(folders)
         self.learners = [
             Learner(name, self.target, args, folder, bigrams)
@@ -72,7 +74,8 @@ class Trainer:
         return None
 
     def resume(self) -> None:
-        """Go on from the checkpoints; a kill between two of them leaves some a little ahead."""
+        """Go on from the checkpoints; a kill between two of them leaves some a little ahead, which
+        then wait for the others."""
         found = [learner.resume() for learner in self.learners]
         self.step, self.elapsed_s = min(found)
         if self.step:
@@ -80,7 +83,8 @@ class Trainer:
 
     def save(self) -> None:
         for learner in self.learners:
-            learner.save(self.step, self.elapsed_s)
+            if learner.step == self.step:
+                learner.save(self.elapsed_s)
 
     def done(self) -> float:
         """Fraction of the run that has passed: of its steps if given, else of its minutes."""
@@ -89,20 +93,21 @@ class Trainer:
         return self.elapsed_s / (60 * self.args.minutes)
 
     def batches(self) -> Iterator[list[int]]:
-        """Endless batches of sequence indices, similar lengths together, reshuffled each epoch."""
-        size = self.args.batch
+        """Endless batches of sequence indices, similar lengths together, reshuffled each epoch; the
+        same for the same seed."""
+        size, draw = self.args.batch, torch.Generator().manual_seed(self.args.seed)
         while True:
-            order = torch.randperm(len(self.sequences)).tolist()
+            order = torch.randperm(len(self.sequences), generator=draw).tolist()
             for start in range(0, len(order), 16 * size):
                 window = sorted(
                     order[start : start + 16 * size], key=lambda i: len(self.sequences[i].tokens)
                 )
                 chunks = [window[i : i + size] for i in range(0, len(window), size)]
-                for i in torch.randperm(len(chunks)).tolist():
+                for i in torch.randperm(len(chunks), generator=draw).tolist():
                     yield chunks[i]
 
     def train_step(self, keys: list[int]) -> None:
-        """Every drafter's update on one batch."""
+        """Every drafter's update on one batch, with the same anchors."""
         rate = learning_rate(self.args.lr, self.done())
         for learner, loss, stats in self.losses(keys):
             learner.update(loss, stats, rate)
@@ -117,7 +122,7 @@ class Trainer:
             yield from self._full_losses(sequences, done)
             return
         told = self.supervisor(keys, sequences)
-        for learner in self.learners:
+        for learner in self._due():
             wanted = learner.drafter.feature_layers
             mine = [replace(t, features=columns(t.features, self.layers, wanted)) for t in told]
             with self._precision():
@@ -128,13 +133,21 @@ class Trainer:
         self, sequences: list[Sequence], done: float
     ) -> Iterator[tuple[Learner, Tensor, Tensor]]:
         told = ask(self.target, sequences, self.layers)
-        for learner in self.learners:
+        for learner in self._due():
             assert told.features is not None
             features = columns(told.features, self.layers, learner.drafter.feature_layers)
             mine = replace(told, features=features)
             with self._precision():
                 made = full_loss(learner.drafter, mine, sequences, learner.objective, done)
             yield learner, *made
+
+    def _due(self) -> Iterator[Learner]:
+        """Drafters that have not taken this step, each with the step's own random numbers."""
+        for learner in self.learners:
+            if learner.step == self.step:
+                mixed = np.random.SeedSequence((self.args.seed, self.step)).generate_state(1)
+                torch.manual_seed(int(mixed[0]))
+                yield learner
 
     def _precision(self) -> torch.autocast:
         device = self.args.device.split(":")[0]
@@ -145,7 +158,7 @@ class Trainer:
         saved = time.monotonic()
         with progress() as bar:
             task = bar.add_task("training", total=1000)
-            for keys in self.batches():
+            for keys in islice(self.batches(), self.step, None):
                 if self.done() >= 1:
                     break
                 began = time.monotonic()
@@ -164,17 +177,30 @@ class Trainer:
 
     def _log(self, bar, task) -> None:  # type: ignore[no-untyped-def]
         rows = {
-            learner.name: learner.log(self.step, self.elapsed_s / 60)
+            learner.name: learner.log(self.elapsed_s / 60)
             for learner in self.learners
             if learner.window
         }
-        told = ", ".join(f"{name} {row['tokens_per_round']:.3f}" for name, row in rows.items())
-        bar.update(task, description=f"step {self.step}, tokens/round {told}")
+        bar.update(task, description=f"step {self.step}, loss and tokens/round: {_told(rows)}")
         if bar.disable:
             print(json.dumps(rows), flush=True)
 
 
-def _check(args: argparse.Namespace) -> None:
+def _told(rows: dict[str, dict[str, float]]) -> str:
+    """``dspark 1.234 2.345, mtp 0.987 1.876``: loss and tokens per round of each drafter."""
+    return ", ".join(
+        f"{name} {row['loss']:.3f} {row['tokens_per_round']:.3f}" for name, row in rows.items()
+    )
+
+
+def _folders(args: argparse.Namespace) -> list[Path]:
+    """Where each drafter is written: one alone into ``--out``, several into folders in it."""
+    out = Path(args.out)
+    many = len(args.drafter) > 1
+    return [out / folder_name(name) if many else out for name in args.drafter]
+
+
+def _check(args: argparse.Namespace, folders: list[Path]) -> None:
     """UserError for what would only fail after a first while of training."""
     twice = {name for name in args.drafter if args.drafter.count(name) > 1}
     if twice:
@@ -184,8 +210,13 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(
             f"--drafter {sized[0]}: a drafter from --start keeps its sizes; leave them out"
         )
-    if Path(args.out).exists() and not Path(args.out).is_dir():
-        raise UserError(f"--out {args.out} is a file; give a folder, new or of an earlier run")
+    for folder in folders:
+        try:
+            can_hold(folder / STATE)
+        except ValueError as error:
+            raise UserError(
+                f"--out {args.out} ({error}); give a folder, new or of an earlier run"
+            ) from None
 
 
 def columns(features: Tensor, given: tuple[int, ...], wanted: tuple[int, ...]) -> Tensor:
@@ -213,7 +244,8 @@ def parser() -> argparse.ArgumentParser:
     add("--layers", type=whole(1), default=2, help="draft layers")
     add("--rank", type=whole(1), default=32, help="rank of the Markov head")
     add("--gamma", type=whole(1), default=7, help="block size, draft tokens")
-    add("--feature-layers", type=int, nargs="+", default=None, help="target layer ids (0-based)")
+    add("--feature-layers", type=int, nargs="+", default=None,
+        help="target layer ids (0-based); mtp reads the last alone")  # fmt: skip
     add("--anchors", type=whole(1), default=128, help="anchors per sequence and step")
     add("--batch", type=whole(1), default=4, help="sequences per step")
     add("--negatives", type=whole(0), default=512, help="CPU: sampled tokens beside the text;"
@@ -237,14 +269,15 @@ def parser() -> argparse.ArgumentParser:
     add("--log-every", type=whole(1), default=20, help="steps between rows of curve.csv")
     add("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="matmul precision")
     add("--device", default="cpu", help="torch device")
-    add("--seed", type=whole(0), default=0, help="seed of initialisation and anchors")
+    add("--seed", type=whole(0), default=0, help="seed of initialisation, batches"
+        " and anchors")  # fmt: skip
     return made
 
 
 def main(argv: list[str] | None = None) -> int:
     return exit_code(
         lambda: Trainer(parser().parse_args(argv)).run(),
-        "stopped; the same command resumes from the last checkpoint",
+        "stopped; the same command resumes from the last checkpoint, if one was written",
     )
 
 

@@ -1,20 +1,16 @@
-"""Training: the packed loss is the formula, every family learns, and a killed run resumes.
+"""The training loss: the packed one is the formula, the full one equals it.
 
 One response set of a tiny target; losses over the whole vocabulary, so nothing is sampled.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
-import drafters
 import drafters.full_loss as full_loss_module
-from drafters import train
 from drafters.block import TOGETHER
 from drafters.corpus import Sequence, Supervisor, padded_features
 from drafters.full_loss import ask, full_loss
@@ -30,9 +26,7 @@ from drafters.objectives import (
     packed_loss,
     trained_depth,
 )
-from drafters.presets import continued
-from drafters.target import Target
-from tests.drafters.families import LAYERS, tiny_drafter, tiny_target
+from tests.drafters.families import tiny_drafter, tiny_target
 
 VOCAB, GAMMA = 40, 4
 TARGET = tiny_target(VOCAB)
@@ -197,204 +191,3 @@ def test_trained_depths() -> None:
     assert [trained_depth(f, 7) for f in ("dspark", "dflash", "eagle3", "mtp")] == [7, 7, 7, 3]
     assert trained_depth("mtp", 7, 1) == 1
     assert trained_depth("dspark", 7, 2) == 7
-
-
-@pytest.fixture
-def responses(tmp_path: Path) -> Path:
-    path = tmp_path / "responses.jsonl"
-    lines = [
-        {
-            "name": f"{i}/T1/0",
-            "domain": "made up",
-            "dataset": "made up",
-            "temperature": 1.0,
-            "prompt_tokens": s.tokens[: s.start].tolist(),
-            "response_tokens": s.tokens[s.start :].tolist(),
-        }
-        for i, s in enumerate(sequences())
-    ]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return path
-
-
-def command(responses: Path, out: Path, family: str, steps: int) -> list[str]:
-    made = ["--drafter", family, "--responses", str(responses), "--out", str(out)]
-    made += ["--steps", str(steps), "--gamma", str(GAMMA), "--layers", "1", "--rank", "6"]
-    made += ["--feature-layers", str(LAYERS - 1 if family == "mtp" else 1), "--lr", "3e-3"]
-    return made + ["--dtype", "float32", "--anchors", "8", "--batch", "3", "--log-every", "5"]
-
-
-@pytest.fixture(autouse=True)
-def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(*_: object) -> Target:
-        return TARGET
-
-    monkeypatch.setattr(train, "load_target", load)
-
-
-@pytest.mark.parametrize("family", ["dspark", "dflash", "eagle3", "mtp"])
-def test_every_family_learns_by_heart(family: str, responses: Path, tmp_path: Path) -> None:
-    """60 steps on three short texts must cut the error rate of the first draft token visibly."""
-    assert train.main(command(responses, tmp_path / family, family, 60)) == 0
-    curve = (tmp_path / family / "curve.csv").read_text().splitlines()
-    column = curve[0].split(",").index("ce")
-    first, last = (float(line.split(",")[column]) for line in (curve[1], curve[-1]))
-    assert last < first - 0.3
-    drafter = drafters.load(tmp_path / family, TARGET)
-    assert drafter.config.family == family
-    assert drafter.gamma == GAMMA
-
-
-@pytest.mark.parametrize("family", ["dspark", "eagle3"])
-def test_resumed_run_goes_on(family: str, responses: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    assert train.main(command(responses, out, family, 5)) == 0
-    before = drafters.load(out, TARGET).state_dict()
-    assert train.main(command(responses, out, family, 10)) == 0
-    rows = (out / "curve.csv").read_text().splitlines()[1:]
-    assert [row.split(",")[0] for row in rows] == ["5", "10"]
-    after = drafters.load(out, TARGET).state_dict()
-    assert any(not torch.equal(before[k], after[k]) for k in before)
-
-
-def test_a_run_can_start_from_a_checkpoint(responses: Path, tmp_path: Path) -> None:
-    """From where the first run ended, in bf16 as it was stored; the curve is the new run's own."""
-    assert train.main(command(responses, tmp_path / "first", "dspark", 60)) == 0
-    before = drafters.load(tmp_path / "first", TARGET).state_dict()
-    made = [
-        *command(responses, tmp_path / "second", "dspark", 5),
-        "--start",
-        str(tmp_path / "first"),
-    ]
-    made[made.index("--lr") + 1] = "1e-5"
-    assert train.main(made) == 0
-    after = drafters.load(tmp_path / "second", TARGET).state_dict()
-    assert any(not torch.equal(before[k], after[k]) for k in before)
-    for name, tensor in before.items():
-        torch.testing.assert_close(after[name], tensor, rtol=0.01, atol=1e-3)
-    curves = [(tmp_path / n / "curve.csv").read_text().splitlines() for n in ("first", "second")]
-    column = curves[0][0].split(",").index("tokens_per_round")
-    fresh, ended, went_on = (
-        float(row.split(",")[column]) for row in (curves[0][1], curves[0][-1], curves[1][1])
-    )
-    assert len(curves[1]) == 2
-    assert abs(went_on - ended) < 0.3 * (ended - fresh)
-
-
-def test_a_start_leaves_the_target_as_it_is(responses: Path, tmp_path: Path) -> None:
-    """What learns is fp32 and the drafter's own; a bf16 target stays so, and frozen."""
-    assert train.main(command(responses, tmp_path / "first", "dspark", 5)) == 0
-    target = tiny_target(VOCAB).bfloat16().requires_grad_(False)
-    drafter = continued(str(tmp_path / "first"), "dspark", GAMMA, target)
-    assert {p.dtype for p in target.parameters()} == {torch.bfloat16}
-    assert not any(p.requires_grad for p in target.parameters())
-    assert {p.dtype for p in drafter.parameters() if p.requires_grad} == {torch.float32}
-    shared = {n for n, p in drafter.named_parameters() if not p.requires_grad}
-    assert shared == {"embed_tokens.weight", "lm_head.weight"}
-
-
-def test_another_kind_of_start_is_refused(
-    responses: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert train.main(command(responses, tmp_path / "first", "dflash", 5)) == 0
-    capsys.readouterr()
-    made = command(responses, tmp_path / "second", "dspark", 5)
-    assert train.main([*made, "--start", str(tmp_path / "first")]) == 2
-    error = capsys.readouterr().err
-    assert f"holds dflash with gamma {GAMMA}; asked for were --drafter dspark" in error
-    assert error.count("\n") == 1
-    assert not (tmp_path / "second").exists()
-
-
-@pytest.mark.parametrize("negatives", ["0", "512"])
-def test_several_learn_from_the_same_batches(
-    negatives: str, responses: Path, tmp_path: Path
-) -> None:
-    """Each in a folder of its own, with the features of its own layers out of all that were asked
-    for; and a run of several resumes."""
-    made = command(responses, tmp_path, "dspark", 10)
-    names = ["dspark", "dspark-rnn", "dflash", "eagle3", "mtp"]
-    made[1:2], where = names, made.index("--feature-layers")
-    del made[where : where + 2]
-    assert train.main([*made, "--negatives", negatives]) == 0
-    for name in names:
-        drafter = drafters.load(tmp_path / name, TARGET)
-        family, _, head = name.partition("-")
-        assert drafter.config.family == family
-        assert not head or drafter.config.markov_head_type == head
-        assert len((tmp_path / name / "curve.csv").read_text().splitlines()) == 3
-    made[made.index("--steps") + 1] = "15"
-    assert train.main([*made, "--negatives", negatives]) == 0
-    rows = (tmp_path / "mtp" / "curve.csv").read_text().splitlines()[1:]
-    assert [row.split(",")[0] for row in rows] == ["5", "10", "15"]
-
-
-def test_one_family_in_several_sizes(responses: Path, tmp_path: Path) -> None:
-    made = command(responses, tmp_path, "dspark", 5)
-    made[1:2] = ["dspark:layers=2;rank=3", "dspark", "dflash:layers=3"]
-    assert train.main(made) == 0
-    folders = {"dspark-layers2-rank3": (2, 3), "dspark": (1, 6), "dflash-layers3": (3, 0)}
-    for folder, sizes in folders.items():
-        config = drafters.load(tmp_path / folder, TARGET).config
-        assert (config.num_layers, config.markov_rank) == sizes
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("dspork", "unknown drafter 'dspork'"),
-        ("eagle3:layers=2", "sizes of eagle3 to set: none"),
-        ("dflash:rank=2", "sizes of dflash to set: layers"),
-        ("dspark:layers=0", "layers must be a whole number"),
-        ("dspark:layers", "'layers' must be parameter=value"),
-    ],
-)
-def test_unknown_sizes_are_refused(
-    text: str, said: str, responses: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit):
-        train.main(command(responses, tmp_path / "run", text, 5))
-    error = capsys.readouterr().err
-    assert said in error
-    assert error.count("\n") == 1
-
-
-@pytest.mark.parametrize("asked", ["twice", "file"])
-def test_what_cannot_end_well_does_not_begin(
-    asked: str, responses: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    made = command(responses, responses if asked == "file" else tmp_path / "run", "dspark", 5)
-    if asked == "twice":
-        made[1:2] = ["dspark", "dflash", "dspark"]
-    assert train.main(made) == 2
-    error = capsys.readouterr().err
-    assert ("dspark twice" if asked == "twice" else "is a file") in error
-    assert error.count("\n") == 1
-    assert not (tmp_path / "run").exists()
-
-
-def test_nan_stops_and_keeps_the_checkpoint(
-    responses: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    out = tmp_path / "run"
-    assert train.main(command(responses, out, "dspark", 5)) == 0
-    kept = (out / "model.safetensors").read_bytes()
-
-    def broken(*arguments: object) -> object:
-        loss, stats = batch_loss(*arguments)  # type: ignore[arg-type]
-        return loss * float("nan"), stats
-
-    monkeypatch.setattr(train, "batch_loss", broken)
-    assert train.main(command(responses, out, "dspark", 10)) == 2
-    assert "loss became nan at step 5" in capsys.readouterr().err
-    assert (out / "model.safetensors").read_bytes() == kept
-
-
-def test_absent_responses_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert train.main(command(tmp_path / "none.jsonl", tmp_path / "out", "dspark", 5)) == 2
-    error = capsys.readouterr().err
-    assert "none.jsonl does not exist" in error
-    assert error.count("\n") == 1
