@@ -15,7 +15,7 @@ class UserError(Exception):
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
+def naming(path: Path | str) -> Iterator[None]:
     """An OSError while ``path`` is written names it; one of a full disk names no file."""
     try:
         yield

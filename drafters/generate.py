@@ -22,9 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drafters.errors import UserError, exit_code
+from drafters.errors import UserError, exit_code, naming
 from drafters.progress import progress
 from drafters.prompts import SPLITS, Prompt, load_prompts, rows
+from drafters.resume import check_same, models
 from drafters.sampling import greedy, request_uniforms, sample
 from drafters.target import Target, encode_chat, load_target, load_tokenizer, stop_tokens
 from gpu_traces.commands import Parser, whole
@@ -134,12 +135,24 @@ class Generator:
             self.lengths[gone], self.last[gone], self.temperatures[gone] = 0, 0, 0.0
 
 
-def plan(args: argparse.Namespace, tokenizer: object) -> list[Response]:
-    """Every (prompt, temperature, sample) asked for and not yet in the output, shuffled."""
-    whole_lines(Path(args.out))
-    done = (
-        {row.get("name") for _, row in rows(Path(args.out))} if Path(args.out).exists() else set()
-    )
+def maker(args: argparse.Namespace) -> dict[str, object]:
+    """What decides a response beside its prompt and temperature; written into each row."""
+    options = {"dtype": args.dtype, "max_new": args.max_new, "seed": args.seed}
+    return models(args.target) | options
+
+
+def made_before(path: Path, made_by: dict[str, object]) -> set[object]:
+    """Names of the responses in ``path``; UserError where something else made them."""
+    whole_lines(path)
+    names = set()
+    for _, row in rows(path) if path.exists() else ():
+        check_same(row.get("made_by"), made_by, path)
+        names.add(row.get("name"))
+    return names
+
+
+def plan(args: argparse.Namespace, tokenizer: object, done: set[object]) -> list[Response]:
+    """Every (prompt, temperature, sample) asked for whose name is not ``done``, shuffled."""
     queue, too_long = [], 0
     for prompt in spread(load_prompts(args.prompts, args.split), args.limit):
         tokens = encode_chat(tokenizer, prompt.text)
@@ -183,7 +196,8 @@ def spread(prompts: list[Prompt], limit: int) -> list[Prompt]:
 
 def generate(args: argparse.Namespace) -> None:
     tokenizer = load_tokenizer(args.target)
-    queue = plan(args, tokenizer)
+    made_by = maker(args)
+    queue = plan(args, tokenizer, made_before(Path(args.out), made_by))
     if not queue:
         print("nothing left to do", file=sys.stderr)
         return
@@ -192,10 +206,10 @@ def generate(args: argparse.Namespace) -> None:
     generator = Generator(target, stops, args.slots, args.max_new, args.seed)
     tokens, started = 0, time.monotonic()
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-    with open(args.out, "a", encoding="utf-8") as out, progress() as bar:
+    with naming(args.out), open(args.out, "a", encoding="utf-8") as out, progress() as bar:
         task = bar.add_task("responses", total=len(queue))
         for response in generator.run(queue, args.seconds or math.inf):
-            out.write(json.dumps(asdict(response)) + "\n")
+            out.write(json.dumps(asdict(response) | {"made_by": made_by}) + "\n")
             out.flush()
             tokens += len(response.response_tokens)
             rate = tokens / (time.monotonic() - started)

@@ -1,12 +1,19 @@
 """The generator: what a request is answered never depends on what runs beside it."""
 
+import json
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from drafters import generate
 from drafters.generate import Generator, Response
 from drafters.layers import LayerShape
 from drafters.target import Target
+from tests.drafters.live import save_model, save_tokenizer
+from tests.limits import largest_file
 
 SHAPE = LayerShape(32, 64, 4, 2, 8, 1e-5, 10000.0, qk_norm=True)
 
@@ -63,6 +70,62 @@ def test_prompts_all_too_long_are_an_error(monkeypatch, tmp_path, capsys) -> Non
     monkeypatch.setattr(generate, "load_tokenizer", lambda name: None)
     monkeypatch.setattr(generate, "encode_chat", lambda tokenizer, text: [1] * 9)
     made = ["--prompts", str(prompts), "--split", "all", "--out", str(tmp_path / "out.jsonl")]
+    made += ["--target", str(tmp_path)]
     assert generate.main([*made, "--max-prompt", "8"]) == 2
     assert "no prompt has at most --max-prompt 8 tokens" in capsys.readouterr().err
     assert not (tmp_path / "out.jsonl").exists()
+
+
+@pytest.fixture
+def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A command that makes two responses, in a folder with its models and prompts."""
+    monkeypatch.chdir(tmp_path)
+    save_model(tmp_path / "target")
+    save_tokenizer(tmp_path / "target")
+    lines = [json.dumps({"prompt": text}) + "\n" for text in ("one two", "six seven")]
+    (tmp_path / "prompts.jsonl").write_text("".join(lines))
+    return ["--target", "target", "--prompts", "prompts.jsonl", "--out", "out.jsonl", "--split",
+            "all", "--samples", "0", "--max-new", "6", "--slots", "1"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        (["--seed", "1"], "seed 0, not 1"),
+        (["--max-new", "7"], "max_new 6, not 7"),
+        (["--dtype", "float32"], "dtype bfloat16, not float32"),
+        (["--target", "other"], "target target (SHA-256 "),
+    ],
+)
+def test_responses_of_another_maker_are_never_added(
+    words: list[str], capsys: pytest.CaptureFixture[str], changed: list[str], says: str
+) -> None:
+    """Nor does a file that does not say what made it get any; the same command goes on."""
+    assert generate.main([*words, "--tokens", "1"]) == 0
+    out = Path("out.jsonl")
+    first = out.read_text()
+    assert first.count("\n") == 1
+    capsys.readouterr()
+    shutil.copytree("target", "other")
+    weights = Path("other/model.safetensors")
+    made = {name: 2 * tensor for name, tensor in load_file(weights).items()}
+    save_file(made, weights, metadata={"format": "pt"})
+    assert generate.main([*words, *changed]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: out.jsonl was made with {says}")
+    assert error.count("\n") == 1
+    assert out.read_text() == first
+    assert generate.main(words) == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len(rows) == 2
+    out.write_text("".join(json.dumps(row | {"made_by": None}) + "\n" for row in rows))
+    assert generate.main(words) == 2
+    assert "out.jsonl does not say what made it" in capsys.readouterr().err
+
+
+def test_a_full_disk_names_the_file(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with largest_file(50):
+        assert generate.main(words) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "error: out.jsonl: File too large"
+    assert generate.main(words) == 0
+    assert len(Path("out.jsonl").read_text().splitlines()) == 2
