@@ -9,8 +9,6 @@ step latencies measured apart, writes the bundle and calibrates it.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
 import time
 from dataclasses import replace
@@ -24,33 +22,41 @@ import torch
 import drafters
 from drafters.calibrate import calibrate_bundle, write_calibration
 from drafters.campaign_latency import as_served, write_latency_bundles
-from drafters.errors import UserError, exit_code
+from drafters.errors import UserError, exit_code, naming
 from drafters.generate import whole_lines
 from drafters.provenance import measured
 from drafters.responses import Row, read_responses
+from drafters.resume import check_same, claim, models, noted, read_part
 from drafters.target import load_target
-from drafters.trace import _response_table, check_confidences, dense_group
+from drafters.trace import _response_table, check_confidences, dense_group, digest
 from gpu_traces.bundle import read_bundle, write_bundle
 from gpu_traces.commands import Parser
 from gpu_traces.files import read_frame, replacing
 
 SHARD = 16  # responses in a file: what a kill can lose
+NOTE = "drafter.json"  # what made the shards beside it
 
 
-def sorted_responses(path: Path, limit: int = 0) -> list[Row]:
-    """Responses of over one token in the order of their prompts' hashes, at most ``limit``."""
+def sorted_responses(path: Path) -> list[Row]:
+    """Responses of over one token in the order of their prompts' hashes."""
     whole_lines(path)  # cuts off what a killed run left of a line
-    kept = sorted(read_responses(path), key=lambda r: r["name"])
-    return kept[:limit] if limit else kept
+    return sorted(read_responses(path), key=lambda r: r["name"])
+
+
+def maker(args: argparse.Namespace, source: str, rows: list[Row]) -> dict[str, Any]:
+    """What shards and bundle must agree on; shards know their responses by number alone."""
+    return models(args.target, source) | {"responses": digest(rows), "seed": args.seed}
 
 
 def anchors(args: argparse.Namespace) -> None:
     """Record shards until all are there or the time is spent."""
-    rows = sorted_responses(args.responses, args.limit)
+    every = sorted_responses(args.responses)
+    rows = every[: args.limit] if args.limit else every
     target = load_target(args.target, getattr(torch, args.dtype), args.device)
     drafter = drafters.load(args.drafter, target)
-    args.shards.mkdir(parents=True, exist_ok=True)
-    _write_json(args.shards / "drafter.json", {"source": args.drafter, "gamma": drafter.gamma})
+    made_by = maker(args, args.drafter, every) | {"gamma": drafter.gamma, "source": args.drafter}
+    made_by |= {name: vars(args)[name] for name in ("limit", "dtype", "device")}
+    claim(args.shards / NOTE, made_by)
     started = time.monotonic()
     part, parts = args.part
     for first in range(SHARD * (part - 1), len(rows), SHARD * parts):
@@ -65,7 +71,7 @@ def anchors(args: argparse.Namespace) -> None:
         check_confidences(made["confidence"], f"{first} to {first + len(mine) - 1}")
         counts = [len(row["response_tokens"]) - 1 for row in mine]
         made["request_id"] = np.repeat(np.arange(first, first + len(mine)), counts)
-        with replacing(path) as temporary:
+        with naming(path), replacing(path) as temporary:
             np.savez(temporary, **made)
     print(f"all of {len(rows)} responses" + (f", part {part}/{parts}" if parts > 1 else ""))
 
@@ -83,21 +89,23 @@ def bundle(args: argparse.Namespace) -> None:
     shards = sorted(p for p in args.shards.glob("*.npz") if ".tmp" not in p.name)
     if not shards:
         raise UserError(f"{args.shards} holds no shards; run stage traces first")
+    about, rows = noted(args.shards / NOTE), sorted_responses(args.responses)
+    check_same(about, maker(args, about.get("source", ""), rows), args.shards)
     made: dict[str, list[np.ndarray]] = {}
     for path in shards:
-        with np.load(path) as stored:
-            for name in stored.files:
-                made.setdefault(name, []).append(stored[name])
+        part = read_part(path)
+        if part is None:
+            raise UserError(f"{path} is damaged; remove it and run stage traces again")
+        for name, values in part.items():
+            made.setdefault(name, []).append(values)
     columns = {name: np.concatenate(parts) for name, parts in made.items()}
     if args.limit:
         kept_rows = columns["request_id"] < args.limit
         columns = {name: values[kept_rows] for name, values in columns.items()}
-    rows = sorted_responses(args.responses)
     recorded = np.unique(columns["request_id"])
     columns["request_id"] = np.searchsorted(recorded, columns["request_id"])
     kept = [rows[i] for i in recorded]
     tables = {"responses": _response_table(kept), "anchors": columns}
-    about = json.loads((args.shards / "drafter.json").read_text())
     steps = _steps(args, about["source"], about["gamma"])
     if steps is not None:
         tables["steps"] = as_served(steps)
@@ -135,12 +143,6 @@ def _calibrate(folder: Path) -> None:
         print(f"not calibrated: {error}", file=sys.stderr)
         return
     write_calibration(read_bundle(folder), fitted["sts+bias"])
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(value))
-    os.replace(temporary, path)
 
 
 def parser() -> argparse.ArgumentParser:

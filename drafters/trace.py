@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -25,12 +26,13 @@ from drafters import generate, profile
 from drafters.base import CONFIDENCE_DTYPE, Drafter
 from drafters.checkpoint import load
 from drafters.coupling import Coupled, softmax
-from drafters.errors import UserError, exit_code
+from drafters.errors import UserError, exit_code, naming
 from drafters.grids import GRIDS, grid
 from drafters.progress import progress
 from drafters.prompts import load_prompts
 from drafters.provenance import measured
 from drafters.responses import Row, read_responses
+from drafters.resume import claim, models, read_part
 from drafters.sampling import request_uniforms
 from drafters.target import KVCache, Target, load_target
 from gpu_traces.bundle import Manifest, check_place, write_bundle
@@ -171,9 +173,11 @@ class Recording:
         self.work = self.out.with_name(self.out.name + ".part")
         self.target = load_target(args.target, getattr(torch, args.dtype), args.device)
         self.drafter = load(args.drafter, self.target)
+        self.given = self.read(Path(args.responses)) if args.responses else []
 
     def run(self) -> None:
-        rows = self.responses()
+        claim(self.work / "made_by.json", self.made_by())
+        rows = self.given or self.responses()
         anchors = self.anchors(rows)
         steps = self.latency()
         tables = {"responses": _response_table(rows), "anchors": anchors, "steps": steps}
@@ -181,55 +185,69 @@ class Recording:
         shutil.rmtree(self.work)
         print(f"wrote {self.out}: {len(rows)} responses, {len(anchors['accepted'])} anchors")
 
-    def responses(self) -> list[dict[str, object]]:
-        """Stage 1: the target's responses at every temperature."""
-        path = Path(self.args.responses or self.work / "responses.jsonl")
-        if not self.args.responses:
-            greedy, sampled = (int(t in self.args.temperatures) for t in (0.0, 1.0))
-            wanted = ["--target", self.args.target, "--prompts", *self.args.prompts]
-            wanted += ["--out", str(path), "--split", self.args.split, "--dtype", self.args.dtype]
-            wanted += [
-                "--greedy",
-                str(greedy),
-                "--samples",
-                str(int(1.0 in self.args.temperatures)),
-            ]
-            wanted += ["--max-new", str(self.args.max_new), "--device", self.args.device]
-            wanted += ["--limit", str(self.args.limit), "--seed", str(self.args.seed)]
-            generate.generate(generate.parser().parse_args(wanted))
+    def made_by(self) -> dict[str, object]:
+        """What decides all parts; those of anchors are also named after their responses."""
+        args = self.args
+        prompts = [] if args.responses else load_prompts(args.prompts, args.split)
+        chosen = [vars(prompt) for prompt in generate.spread(prompts, args.limit)]
+        options = ("max_new", "grid", "dtype", "device", "seed")
+        return {
+            **models(args.target, args.drafter),
+            "gamma": self.drafter.gamma,
+            "prompts": digest(chosen),
+            **{name: vars(args)[name] for name in options},
+        }
+
+    def read(self, path: Path) -> list[Row]:
+        """Responses at the wanted temperatures, by name."""
         rows = read_responses(path, self.target.vocab_size, self.args.temperatures)
         return sorted(rows, key=lambda r: r["name"])
 
-    def anchors(self, rows: list[dict[str, object]]) -> dict[str, np.ndarray]:
+    def responses(self) -> list[Row]:
+        """Stage 1: the target's responses at every temperature."""
+        path = self.work / "responses.jsonl"
+        greedy, sampled = (str(int(t in self.args.temperatures)) for t in (0.0, 1.0))
+        wanted = ["--target", self.args.target, "--prompts", *self.args.prompts]
+        wanted += ["--out", str(path), "--split", self.args.split, "--dtype", self.args.dtype]
+        wanted += ["--greedy", greedy, "--samples", sampled]
+        wanted += ["--max-new", str(self.args.max_new), "--device", self.args.device]
+        wanted += ["--limit", str(self.args.limit), "--seed", str(self.args.seed)]
+        generate.generate(generate.parser().parse_args(wanted))
+        return self.read(path)
+
+    def anchors(self, rows: list[Row]) -> dict[str, np.ndarray]:
         """Stage 2: dense anchors of every response, one file each until all are there."""
         parts = []
         with progress() as bar:
             task = bar.add_task("anchors", total=len(rows))
             for i, row in enumerate(rows):
-                name = hashlib.sha256(str(row["name"]).encode()).hexdigest()[:20]
-                path = self.work / f"{name}.npz"
-                if not path.exists():
-                    made = dense_anchors(self.target, self.drafter, row, self.args.seed)
-                    check_confidences(made["confidence"], row["name"])
-                    with replacing(path) as temporary:
-                        np.savez(temporary, **made)
-                with np.load(path) as stored:
-                    columns = dict(stored)
+                columns = self.part(row)
                 columns["request_id"] = np.full(len(columns["accepted"]), i)
                 parts.append(columns)
                 bar.advance(task)
         return {key: np.concatenate([p[key] for p in parts]) for key in parts[0]}
+
+    def part(self, row: Row) -> dict[str, np.ndarray]:
+        """Anchors of one response, as an earlier run left them or made now."""
+        path = self.work / f"{digest(row)}.npz"
+        columns = read_part(path)
+        if columns is None:
+            columns = dense_anchors(self.target, self.drafter, row, self.args.seed)
+            check_confidences(columns["confidence"], row["name"])
+            with naming(path), replacing(path) as temporary:
+                np.savez(temporary, **columns)
+        return columns
 
     def latency(self) -> pd.DataFrame:
         """Stage 3: step latencies of this machine, target and drafter."""
         path = self.work / "steps.parquet"
         if not path.exists():
             steps = profile.measure(self.target, self.drafter, grid(self.args.grid))
-            with replacing(path) as temporary:
+            with naming(path), replacing(path) as temporary:
                 steps.to_parquet(temporary)
         return read_frame(path)
 
-    def manifest(self, rows: list[dict[str, object]]) -> Manifest:
+    def manifest(self, rows: list[Row]) -> Manifest:
         args = self.args
         return measured(
             self.out,
@@ -238,11 +256,16 @@ class Recording:
             args.device,
             args.hardware,
             gamma=self.drafter.gamma,
-            temperatures=tuple(sorted({float(r["temperature"]) for r in rows})),  # type: ignore[arg-type]
+            temperatures=tuple(sorted({float(r["temperature"]) for r in rows})),
             domains=tuple(sorted({str(r["domain"]) for r in rows})),
             command="python -m drafters.trace " + " ".join(args.command_line),
             seed=args.seed,
         )
+
+
+def digest(value: object) -> str:
+    """Part of the SHA-256 of anything that JSON can hold."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:20]
 
 
 def check_confidences(confidence: np.ndarray, name: str) -> None:
@@ -256,15 +279,15 @@ def check_confidences(confidence: np.ndarray, name: str) -> None:
         )
 
 
-def _response_table(rows: list[dict[str, object]]) -> dict[str, list[object]]:
+def _response_table(rows: list[Row]) -> dict[str, list[object]]:
     return {
         "request_id": list(range(len(rows))),
         "prompt_key": [str(r["name"]).split("/")[0] for r in rows],
         "domain": [r["domain"] for r in rows],
         "dataset": [r["dataset"] for r in rows],
         "temperature": [r["temperature"] for r in rows],
-        "prompt_tokens": [len(r["prompt_tokens"]) for r in rows],  # type: ignore[arg-type]
-        "response_tokens": [len(r["response_tokens"]) for r in rows],  # type: ignore[arg-type]
+        "prompt_tokens": [len(r["prompt_tokens"]) for r in rows],
+        "response_tokens": [len(r["response_tokens"]) for r in rows],
     }
 
 

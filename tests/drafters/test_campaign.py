@@ -221,6 +221,39 @@ def test_traces_stopped_and_resumed_equal_those_made_at_once(
     assert_same_shards(whole, shared)
 
 
+def test_shards_are_joined_only_with_their_own(
+    recorded: Path, inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor is a damaged one read; each is named in one line."""
+    responses, shards = tmp_path / "eval.jsonl", tmp_path / "shards"
+    lines = (recorded / "responses" / "eval.jsonl").read_text().splitlines(keepends=True)
+    responses.write_text("".join(lines))
+    common = ["--target", str(inputs / "tiny"), "--responses", str(responses)]
+    common += ["--shards", str(shards)]
+    made = ["anchors", *common, "--drafter", "ngram"]
+    joined = ["bundle", *common, "--steps", str(tmp_path / "no"), "--out", str(tmp_path / "out")]
+
+    def refused(words: list[str], says: str) -> None:
+        capsys.readouterr()
+        assert campaign_traces.main(words) == 2
+        error = capsys.readouterr().err
+        assert says in error
+        assert error.count("\n") == 1
+
+    assert campaign_traces.main([*made, "--limit", "5"]) == 0
+    refused(made, "shards was made with limit 5, not 0")
+    dspark = str(recorded / "drafters" / "dspark")
+    refused([*made[:-1], dspark, "--limit", "5"], "made with drafter ngram, not dspark (SHA-256 ")
+    refused([*joined, "--seed", "1"], "made with seed 0, not 1")
+    responses.write_text("".join(lines[1:]))
+    refused([*made, "--limit", "5"], "made with responses ")
+    refused(joined, "made with responses ")
+    responses.write_text("".join(lines))
+    (shard,) = shards.glob("*.npz")
+    shard.write_bytes(shard.read_bytes()[:100])
+    refused(joined, f"{shard} is damaged; remove it")
+
+
 def assert_same_shards(one: Path, other: Path) -> None:
     assert {p.name for p in one.glob("*.npz")} == {p.name for p in other.glob("*.npz")}
     for path in one.glob("*.npz"):

@@ -2,12 +2,16 @@
 
 import argparse
 import json
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from drafters import profile, trace
 from drafters.base import Sampler
 from drafters.block import BlockDrafter
 from drafters.checkpoint import save_drafter
@@ -16,7 +20,9 @@ from drafters.layers import LayerShape
 from drafters.presets import build_drafter
 from drafters.target import Target, load_target
 from drafters.trace import check_confidences, dense_anchors, main
+from gpu_traces.bundle import read_bundle
 from tests.drafters.live import block_drafter, save_model, save_tokenizer
+from tests.limits import largest_file
 
 SHAPE = LayerShape(32, 64, 4, 2, 8, 1e-5, 10000.0, qk_norm=False)
 VOCAB, GAMMA = 61, 4
@@ -141,6 +147,124 @@ def test_bad_input_is_one_line(
     assert says in error
     assert error.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def here(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of home to work in and to change; latencies are not measured but made up."""
+    shutil.copytree(home, tmp_path / "home")
+    monkeypatch.chdir(tmp_path / "home")
+    steps = read_bundle("smollm2-dspark-cpu").steps.query("mode == 'verify'")
+    monkeypatch.setattr(profile, "measure", lambda *_: steps)
+    return tmp_path / "home"
+
+
+RECORD = ["record", "--target", "target", "--drafter", "drafter", "--prompts", "prompts.jsonl"]
+RECORD += ["--split", "all", "--max-new", "8", "--grid", "tiny", "--out", "out"]
+
+
+def interrupted(words: list[str]) -> list[Path]:
+    """Parts of a recording that was stopped at its second response."""
+    made = []
+
+    def dense(*given: object) -> dict[str, np.ndarray]:
+        if made:
+            raise KeyboardInterrupt
+        made.append(dense_anchors(*given))  # type: ignore[arg-type]
+        return made[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trace, "dense_anchors", dense)
+        assert main(words) == 130
+    return sorted(Path("out.part").glob("*.npz"))
+
+
+def retrain(folder: Path) -> None:
+    """Other weights in a model's folder."""
+    path = folder / "model.safetensors"
+    changed = {name: 2 * tensor for name, tensor in load_file(path).items()}
+    save_file(changed, path, metadata={"format": "pt"})
+
+
+def test_a_recording_goes_on_with_what_was_made(here: Path, capsys) -> None:
+    """It equals one made at once, also where a part was damaged in between."""
+    (part,) = interrupted(RECORD)
+    part.write_bytes(part.read_bytes()[:100])
+    assert main(RECORD) == 0
+    assert main([*RECORD[:-1], "once"]) == 0
+    assert sorted(p.name for p in here.glob("o*")) == ["once", "out"]
+    resumed, once = (read_bundle(name).tables["anchors"] for name in ("out", "once"))
+    assert resumed.equals(once)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("--drafter other", "drafter drafter (SHA-256 {}), not other (SHA-256 {});"),
+        ("--drafter ngram", "drafter drafter (SHA-256 {}), not ngram;"),
+        ("--drafter retrained", "drafter drafter (SHA-256 {}), not drafter (SHA-256 {});"),
+        ("--target other_target", "target target (SHA-256 {}), not other_target (SHA-256 {});"),
+        ("--seed 1", "seed 0, not 1;"),
+        ("--dtype bfloat16", "dtype float32, not bfloat16;"),
+        ("--max-new 9", "max_new 8, not 9;"),
+        ("--prompts more.jsonl", "prompts {}, not {};"),
+    ],
+)
+def test_a_recording_never_goes_on_with_anothers_parts(
+    here: Path, capsys, words: str, says: str
+) -> None:
+    parts = interrupted(RECORD)
+    capsys.readouterr()
+    option, value = words.split()
+    if value == "retrained":
+        retrain(here / "drafter")
+        option, value = "--drafter", "drafter"
+    shutil.copytree("drafter", "other")
+    retrain(here / "other")
+    shutil.copytree("target", "other_target")
+    retrain(here / "other_target")
+    (here / "more.jsonl").write_text((here / "prompts.jsonl").read_text() + '{"prompt": "six"}\n')
+    assert main([*RECORD, option, value]) == 2
+    line = re.escape(f"error: out.part was made with {says}").replace(r"\{\}", "[0-9a-f]+")
+    error = capsys.readouterr().err
+    assert re.match(line, error), error
+    assert error.count("\n") == 1
+    assert sorted(Path("out.part").glob("*.npz")) == parts
+    assert not Path("out").exists()
+
+
+def test_parts_that_do_not_say_what_made_them_are_refused(here: Path, capsys) -> None:
+    interrupted(RECORD)
+    Path("out.part/made_by.json").unlink()
+    capsys.readouterr()
+    assert main(RECORD) == 2
+    assert capsys.readouterr().err.startswith("error: out.part does not say what made it")
+
+
+def test_other_responses_of_the_same_names_are_drafted_anew(here: Path) -> None:
+    interrupted(RECORD)
+    rows = [json.loads(line) for line in Path("out.part/responses.jsonl").read_text().splitlines()]
+    shutil.rmtree("out.part")
+    given = [*RECORD, "--responses", "given.jsonl"]
+    write_rows(rows)
+    (old,) = interrupted(given)
+    write_rows([row | {"response_tokens": row["response_tokens"][::-1]} for row in rows])
+    (new,) = set(interrupted(given)) - {old}
+    assert new != old
+
+
+def write_rows(rows: list[dict[str, object]]) -> None:
+    Path("given.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_a_full_disk_names_the_part(here: Path, capsys) -> None:
+    (part,) = interrupted(RECORD)
+    part.unlink()
+    capsys.readouterr()
+    with largest_file(200):
+        assert main(RECORD) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"error: {part}: File too large"
+    assert not part.exists()
 
 
 def test_confidences_that_are_no_numbers_are_named() -> None:
