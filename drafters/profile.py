@@ -24,7 +24,7 @@ import torch
 from drafters.base import Drafter, Proposal
 from drafters.devices import usable
 from drafters.engine import Engine, EngineConfig
-from drafters.errors import exit_code
+from drafters.errors import UserError, exit_code
 from drafters.graphs import next_size, wanted
 from drafters.grids import GRIDS, Cell, Grid, cells, grid, lengths_of
 from drafters.paging import BlockPool
@@ -42,6 +42,7 @@ from policies.registry import create
 
 COMMITTED = 3  # tokens that the drafter takes in before it drafts, a typical round's gain
 OVERHEAD_STEPS = 12
+TARGET = "smollm2-135m"
 
 
 class Profiler:
@@ -195,25 +196,40 @@ def summary(steps: pd.DataFrame, gamma: int) -> str:
 def load_models(args: argparse.Namespace) -> tuple[Target, Drafter | None]:
     """The models that the options name, loaded or of random weights."""
     import drafters
-    from drafters.shapes import parse_shape, random_drafter, random_target
+    from drafters.shapes import random_drafter, random_target
 
-    if args.drafter_shape:
-        parse_shape(args.drafter_shape)
+    _check_names(args)
     dtype = getattr(torch, args.dtype)
     if args.shape:
         target = random_target(args.shape, dtype, args.device)
     else:
-        target = load_target(args.target, dtype, args.device)
+        target = load_target(args.target or TARGET, dtype, args.device)
     if args.drafter_shape:
         return target, random_drafter(args.drafter_shape, target)
     return target, drafters.load(args.drafter, target) if args.drafter else None
+
+
+def _check_names(args: argparse.Namespace) -> None:
+    """UserError where two options name one model, or a drafter shape has no layers."""
+    from drafters.shapes import parse_shape
+
+    for option, shape, model, name in (
+        ("--shape", args.shape, "target", args.target),
+        ("--drafter-shape", args.drafter_shape, "drafter", args.drafter),
+    ):
+        if shape and name:
+            raise UserError(
+                f"{option} {shape} and --{model} {name} both name the {model}; give one of them"
+            )
+    if args.drafter_shape and parse_shape(args.drafter_shape)[1] < 1:
+        raise UserError(f"drafter shape {args.drafter_shape!r} must have 1 layer or more")
 
 
 def parser() -> argparse.ArgumentParser:
     """Options of the command."""
     made = Parser("python -m drafters.profile", __doc__)
     add = made.add_argument
-    add("--target", default="smollm2-135m", help="fetched name, local folder or hub id")
+    add("--target", default="", help=f"fetched name, local folder or hub id; empty: {TARGET}")
     add("--drafter", default="", help="drafter folder, shipped name or 'ngram'; empty: none")
     add("--shape", default="", help="random target of this architecture, as qwen3-8b")
     add("--drafter-shape", default="", help="random drafter, as dspark-5L (family, layers)")
@@ -246,7 +262,7 @@ def run(args: argparse.Namespace) -> None:
     made_up = ": random weights of this architecture" if args.shape or args.drafter_shape else ""
     manifest = measured(
         args.out,
-        args.shape or args.target,
+        args.shape or args.target or TARGET,
         args.drafter_shape or args.drafter,
         args.device,
         args.hardware,

@@ -94,3 +94,29 @@ def test_unknown_shapes_are_refused() -> None:
         random_target("qwen9", torch.float32, "cpu")
     with pytest.raises(UserError, match="dspark-5L"):
         random_drafter("dspark", random_target("tiny", torch.float32, "cpu"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--shape", "tiny", "--target", "smollm2-135m"],
+            "--shape tiny and --target smollm2-135m both name the target; give one of them",
+        ),
+        (
+            ["--shape", "tiny", "--drafter-shape", "dspark-1L", "--drafter", "ngram"],
+            "--drafter-shape dspark-1L and --drafter ngram both name the drafter; give one of them",
+        ),
+        (
+            ["--shape", "tiny", "--drafter-shape", "dspark-0L"],
+            "drafter shape 'dspark-0L' must have 1 layer or more",
+        ),
+    ],
+)
+def test_contradictory_models_are_refused(
+    options: list[str], message: str, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setitem(GRIDS, "tiny", SMALL)
+    assert main([*options, "--grid", "tiny", "--out", str(tmp_path / "made")]) == 2
+    assert capsys.readouterr().err == f"error: {message}\n"
+    assert not (tmp_path / "made").exists()
