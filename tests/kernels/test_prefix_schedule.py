@@ -58,7 +58,7 @@ def test_more_requests_than_a_tile(run, device):
 
 
 @pytest.mark.parametrize("run", list(RUNS))
-@pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("value", [-0.0, 0.0, 0.5, 1.0])
 def test_ties_go_by_position_then_row(run, value, device):
     """Equal confidences 1: the budget fills position 0 of all rows, then position 1, ..."""
     confidences = torch.full((5, 4), value)
@@ -77,3 +77,10 @@ def test_seven_of_ones(run, device):
 @pytest.mark.parametrize(("requests", "gamma"), [(0, 4), (3, 0)])
 def test_nothing_to_schedule(run, requests, gamma, device):
     check(run, torch.zeros((requests, gamma)), torch.zeros(requests, dtype=torch.int64), 5, device)
+
+
+@pytest.mark.parametrize("run", list(RUNS))
+def test_negative_zero_ranks_as_zero(run, device):
+    confidences = torch.tensor([[0.5, -0.0], [0.0, 0.3], [-0.0, 1.0]])
+    for budget in (2, 4, 6):
+        check(run, confidences, torch.full((3,), 2), budget, device)

@@ -54,7 +54,7 @@ def _keys(confidences, stride_r, drafted, keys, requests, gamma, BLOCK_R: tl.con
     for j in range(gamma):
         confidence = tl.load(confidences + request * stride_r + j, mask=live, other=0.0)
         survival *= confidence.to(tl.float32)
-        bits = survival.to(tl.int32, bitcast=True).to(tl.int64)
+        bits = survival.to(tl.int32, bitcast=True).to(tl.int64) & 0x7FFFFFFF  # -0.0 is 0
         key = (bits << 31) | (0x7FFFFFFF - (request + j * requests))
         tl.store(keys + request * gamma + j, tl.where(j < drafts, key, -1), mask=live)
 
