@@ -63,16 +63,19 @@ def move(value: object, device: torch.device) -> object:
     return value
 
 
-def far_rows(rows: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros [rows, width] whose last rows lie beyond what 32 bits can address.
+def far_along(near: Tensor, axis: int = 0) -> Tensor:
+    """A copy of ``near`` in which the end of ``axis`` lies beyond what 32 bits can address.
 
     On the CPU the untouched pages of such an array cost no memory.
     """
-    stride = 2**31 // (rows - 1) + 16
-    count = (rows - 1) * stride + width
-    if device.type == "cuda":
-        flat = torch.zeros(count, dtype=dtype, device=device)
+    moved = near.movedim(axis, 0)
+    size, width = moved.shape[0], moved[0].numel()
+    stride = 2**31 // (size - 1) + 16
+    count = (size - 1) * stride + width
+    if near.device.type == "cuda":
+        flat = torch.zeros(count, dtype=near.dtype, device=near.device)
     else:
-        kind = np.uint16 if dtype == torch.bfloat16 else np.uint32
-        flat = torch.from_numpy(np.zeros(count, kind)).view(dtype)
-    return flat.as_strided((rows, width), (stride, 1))
+        kind = np.uint16 if near.dtype == torch.bfloat16 else np.uint32
+        flat = torch.from_numpy(np.zeros(count, kind)).view(near.dtype)
+    far = flat.as_strided((size, width), (stride, 1)).unflatten(1, moved.shape[1:])
+    return far.movedim(0, axis).copy_(near)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from drafters.kernels.draft_loss import bench, reference
-from tests.kernels.helpers import RATIO, assert_close, far_rows, random_logits
+from tests.kernels.helpers import RATIO, assert_close, far_along, random_logits
 
 KERNEL = import_module("drafters.kernels.draft_loss.triton").draft_loss
 WEIGHTS = ((1.0, 0.0), (0.0, 1.0), (0.1, 0.9))
@@ -83,8 +83,7 @@ def test_no_rows_and_forbidden_tokens(device: torch.device) -> None:
 
 def test_rows_beyond_32_bits(device: torch.device) -> None:
     logits, told, rows, labels, weights = arguments(3, 64, torch.bfloat16, device)
-    far = far_rows(3, 64, torch.bfloat16, device)
-    far.copy_(logits)
+    far = far_along(logits)
     wanted = KERNEL(logits, told, rows, labels, weights, 0.1, 0.9, False)
     got = KERNEL(far, told, rows, labels, weights, 0.1, 0.9, False)
     assert torch.equal(torch.stack(wanted), torch.stack(got))

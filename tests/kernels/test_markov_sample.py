@@ -2,7 +2,8 @@
 
 Regimes and what each catches: vocabularies that are no multiple of a block (masking), one request
 (tile padding), a rank that is no power of two, mixed greedy and sampled requests (branching by
-row), forbidden tokens (-inf), strided logits (addressing), tied logits (argmax order).
+row), forbidden tokens (-inf), strided logits and positions beyond 32-bit offsets (addressing), tied
+logits (argmax order), no requests.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from tests.kernels.helpers import (
     RATIO,
     assert_close,
     assert_drawn,
+    far_along,
     move,
     random_head,
     random_logits,
@@ -131,3 +133,13 @@ def test_strided_logits_equal_dense_ones(device):
 def test_no_requests(device):
     drafts = kernel.markov_sample(*inputs((0, 3, 97, 16, 8), torch.float32, device, [1.0]))
     assert drafts.tokens.shape == (0, 3)
+
+
+@pytest.mark.parametrize("argument", [0, 2], ids=["logits", "hidden"])
+def test_positions_beyond_32_bits(argument, device):
+    arguments = inputs((2, 3, 97, 16, 8), torch.bfloat16, device, [0.0, 1.0])
+    near = kernel.markov_sample(*arguments)
+    arguments[argument] = far_along(arguments[argument], 1)
+    far = kernel.markov_sample(*arguments)
+    assert torch.equal(near.tokens, far.tokens)
+    assert torch.equal(near.confidences, far.confidences)

@@ -3,7 +3,7 @@
 Regimes and what each catches: one token and whole prefill chunks, requests without rows, contexts
 that end inside a block, head sizes that are no power of two, no grouping and wide groups, shuffled
 block tables with poison in every place that no request owns, a context cut into splits of which
-some are empty, blocks beyond 32-bit offsets.
+some are empty, queries and caches beyond 32-bit offsets.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from drafters.kernels.ragged_attention import reference
 from drafters.kernels.ragged_attention import triton as kernel
-from tests.kernels.helpers import RATIO, assert_close, far_rows, move
+from tests.kernels.helpers import RATIO, assert_close, far_along, move
 
 RUNS = {"torch": reference.ragged_attention, "triton": kernel.ragged_attention}
 DTYPES = [torch.float32, torch.bfloat16]
@@ -146,10 +146,18 @@ def test_no_requests(run, device):
     assert (RUNS[run](*given) == 0).all()
 
 
-def test_blocks_beyond_32_bits(device):
-    near = case([3, 2], [20, 9], (2, 1, 16), torch.bfloat16, device)
-    far = far_rows(near.key_cache.shape[0], near.key_cache[0].numel(), torch.bfloat16, device)
-    far = far.unflatten(1, near.key_cache.shape[1:])
-    far.copy_(near.key_cache)
-    got = kernel.ragged_attention(*near._replace(key_cache=far))
+@pytest.mark.parametrize("part", ["key_cache", "value_cache"])
+@pytest.mark.parametrize("axis", [0, 1, 2], ids=["blocks", "offsets", "heads"])
+def test_caches_beyond_32_bits(part, axis, device):
+    assert_far_equals_near(part, axis, device)
+
+
+def test_query_heads_beyond_32_bits(device):
+    assert_far_equals_near("queries", 1, device)
+
+
+def assert_far_equals_near(part: str, axis: int, device: torch.device) -> None:
+    """One argument spread beyond 32-bit offsets along ``axis`` gives the same attention."""
+    near = case([3, 2], [20, 9], (6, 3, 16), torch.bfloat16, device)
+    got = kernel.ragged_attention(*near._replace(**{part: far_along(getattr(near, part), axis)}))
     assert torch.equal(got, kernel.ragged_attention(*near))

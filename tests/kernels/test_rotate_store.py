@@ -1,6 +1,7 @@
 """Rotation and storing against fp64, with poisoned outputs; rows of the cache not named stay.
 
-Heads of no power of two, strided slices of a joint projection, int32 and int64 rows.
+Heads of no power of two, strided slices of a joint projection, int32 and int64 rows, heads beyond
+32-bit offsets.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import torch
 
 from drafters.kernels.rotate_store import reference
 from drafters.kernels.rotate_store import triton as kernel
-from tests.kernels.helpers import RATIO, assert_close
+from tests.kernels.helpers import RATIO, assert_close, far_along
 
 RUNS = {"torch": reference.rotate_store, "triton": kernel.rotate_store}
 
@@ -53,3 +54,19 @@ def test_no_tokens(run, device):
     angles, rows = torch.zeros(0, 8, device=device), torch.zeros(0, dtype=torch.long, device=device)
     assert RUNS[run](empty, empty, empty, angles, angles, rows, cache, cache).shape == (0, 2, 8)
     assert (cache == 1).all()
+
+
+@pytest.mark.parametrize("argument", [0, 1, 2], ids=["queries", "keys", "values"])
+def test_heads_beyond_32_bits(argument, device):
+    g = torch.Generator().manual_seed(0)
+    given = [torch.randn(5, 3, 16, generator=g).bfloat16().to(device) for _ in "qkv"]
+    angles = torch.rand(5, 16, generator=g).to(device)
+    rows = torch.arange(5, device=device)
+
+    def run() -> tuple[torch.Tensor, ...]:
+        caches = [torch.zeros(1, 8, 3, 16, dtype=torch.bfloat16, device=device) for _ in "kv"]
+        return kernel.rotate_store(*given, angles.cos(), angles.sin(), rows, *caches), *caches
+
+    near = torch.cat([part.flatten() for part in run()])
+    given[argument] = far_along(given[argument], 1)
+    assert torch.equal(near, torch.cat([part.flatten() for part in run()]))

@@ -123,7 +123,7 @@ def _block_values(
     block = tl.program_id(1)
     column = block * BLOCK_V + tl.arange(0, BLOCK_V)
     live, real = row < requests, column < vocab
-    base = logits + row * logits_stride_r + k * logits_stride_k
+    base = logits + row * logits_stride_r + k.to(tl.int64) * logits_stride_k
     base = tl.load(base[:, None] + column[None, :], mask=live[:, None] & real[None, :], other=0.0)
     bias = low_rank(latents, (row * gamma + k) * RANK, live, w2, column, real, RANK, BLOCK_K, WIDE)
     temperature = tl.load(temperatures + row, mask=live, other=0.0)
@@ -186,7 +186,7 @@ def _pick(
 
     column = block * BLOCK_V + tl.arange(0, BLOCK_V)
     real = column < vocab
-    base = logits + row * logits_stride_r + k * logits_stride_k + column
+    base = logits + row * logits_stride_r + k.to(tl.int64) * logits_stride_k + column
     base = tl.load(base, mask=real, other=0.0).to(tl.float32)
     bias = low_rank_row(latent, w2, column, real, RANK, BLOCK_K)
     scaled = (base + bias) * inverse_temperature(temperature)
@@ -201,7 +201,7 @@ def _pick(
     tl.store(log_probs + out, tl.where(greedy, 0.0, logit - normalizer))
 
     score = tl.load(confidence_bias).to(tl.float32)
-    hidden += row * hidden_stride_r + k * hidden_stride_k
+    hidden += row * hidden_stride_r + k.to(tl.int64) * hidden_stride_k
     for d in range(0, hidden_size, BLOCK_D):
         at = d + tl.arange(0, BLOCK_D)
         h = tl.load(hidden + at, mask=at < hidden_size, other=0.0).to(tl.float32)

@@ -121,7 +121,7 @@ def _attend(
 ):
     """One split of the context for one request, key head and tile of (row, query head) pairs."""
     request, split = tl.program_id(0) // SPLITS, tl.program_id(0) % SPLITS
-    kv_head = tl.program_id(1)
+    kv_head = tl.program_id(1).to(tl.int64)
     first = tl.load(cu_rows + request).to(tl.int64)
     count = (tl.load(cu_rows + request + 1) - first).to(tl.int32)
     pair = tl.program_id(2) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -156,7 +156,7 @@ def _attend(
                 mask=inside,
                 other=0,
             ).to(tl.int64)
-            offset = key_position % block_size
+            offset = (key_position % block_size).to(tl.int64)
             key_row = block * key_stride_b + offset * key_stride_o + kv_head * key_stride_h
             key = tl.load(
                 key_cache + key_row[None, :] + lane[:, None],

@@ -68,7 +68,7 @@ def _rotate_store(
     BLOCK: tl.constexpr,
 ):
     """One head of one token."""
-    token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    token, head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     lane = tl.arange(0, BLOCK)
     used = lane < HALF
     if head < HEADS:
