@@ -103,11 +103,11 @@ def verify(
 
     ``target_logits`` [N, V] bf16 or fp32, N >= 1. ``cu_rows`` [R + 1] int32 or int64: r owns rows
     cu[r]..cu[r+1]-1, the anchor's and those of its l[r] <= gamma drafts; no rows at all marks
-    a padding request (accepted 0, next -1). ``draft_tokens`` [R, gamma] int64. ``law``: what they
-    were drawn from; None for drafts that were not drawn at random (n-gram, all greedy).
-    ``temperatures`` [R] fp32, the ones that the drafts were drawn at; 0 accepts what equals the
-    argmax. ``accept_uniforms`` [R, gamma] and ``next_uniforms`` [R] in [0, 1), float64 or float32,
-    independent of those that drew the drafts.
+    a padding request (accepted 0, next -1). ``draft_tokens`` [R, gamma] int64, not read past l[r].
+    ``law``: what they were drawn from; None for drafts that were not drawn at random (n-gram, all
+    greedy). ``temperatures`` [R] fp32, the ones that the drafts were drawn at; 0 accepts what
+    equals the argmax. ``accept_uniforms`` [R, gamma] and ``next_uniforms`` [R] in [0, 1), float64
+    or float32, independent of those that drew the drafts.
     """
     (requests, gamma), vocab = draft_tokens.shape, target_logits.shape[1]
     require("target_logits", target_logits, tuple(target_logits.shape), strided=True)

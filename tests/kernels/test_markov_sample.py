@@ -3,7 +3,7 @@
 Regimes and what each catches: vocabularies that are no multiple of a block (masking), one request
 (tile padding), a rank that is no power of two, mixed greedy and sampled requests (branching by
 row), forbidden tokens (-inf), strided logits and positions beyond 32-bit offsets (addressing), tied
-logits (argmax order), no requests.
+logits (argmax order), no requests, no positions.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from tests.kernels.helpers import (
     random_logits,
 )
 
+RUNS = {"torch": reference.markov_sample, "triton": kernel.markov_sample}
 DTYPES = [torch.float32, torch.bfloat16]
 SHAPES = [  # R, gamma, V, r, d
     (1, 1, 97, 5, 8),
@@ -133,6 +134,16 @@ def test_strided_logits_equal_dense_ones(device):
 def test_no_requests(device):
     drafts = kernel.markov_sample(*inputs((0, 3, 97, 16, 8), torch.float32, device, [1.0]))
     assert drafts.tokens.shape == (0, 3)
+
+
+@pytest.mark.parametrize("run", list(RUNS))
+def test_no_positions(run, device):
+    """gamma = 0: every tensor keeps its type and its other axes."""
+    drafts = RUNS[run](*inputs((3, 0, 97, 16, 8), torch.bfloat16, device, [1.0]))
+    assert drafts.tokens.shape == drafts.confidences.shape == drafts.law.log_probs.shape == (3, 0)
+    assert drafts.law.latents.shape == (3, 0, 16)
+    assert drafts.law.latents.dtype == torch.bfloat16
+    assert drafts.tokens.dtype == torch.int64
 
 
 @pytest.mark.parametrize("argument", [0, 2], ids=["logits", "hidden"])

@@ -186,6 +186,16 @@ def test_rejection_without_residual_takes_the_argmax(run, device):
     assert (verdict.accepted.item(), verdict.next_tokens.item()) == (0, 130)
 
 
+@pytest.mark.parametrize("run", [reference.verify, kernel.verify], ids=["torch", "triton"])
+@pytest.mark.parametrize("law", LAWS)
+def test_tokens_behind_the_verified_ones_are_not_read(run, law, device):
+    given = case([2, 0, 3, -1], 97, torch.float32, law, device)
+    verified = given.cu_rows.diff().unsqueeze(1) - 1
+    behind = torch.arange(4, device=device) >= verified
+    blank = given._replace(draft_tokens=given.draft_tokens.masked_fill(behind, -1))
+    assert torch.equal(torch.stack(run(*blank)), torch.stack(run(*given)))
+
+
 def test_rows_beyond_32_bits(device):
     near = case([4, 2, 3], 97, torch.bfloat16, "complete", device)
     expected = kernel.verify(*near)

@@ -27,10 +27,19 @@ def markov_sample(
         law = complete_law(biased.unsqueeze(1), previous.unsqueeze(1), temperatures)
         confidence = _confidence(hidden[:, k], latent, head)
         steps.append((previous, confidence, latent, law.log_normalizer[:, 0], law.log_probs[:, 0]))
+    if not steps:
+        return _no_drafts(logits, head)
     tokens, confidences, latents, normalizers, log_probs = (
         torch.stack(parts, 1) for parts in zip(*steps, strict=True)
     )
     return Drafts(tokens, confidences, DraftLaw(logits, latents, head.w2, normalizers, log_probs))
+
+
+def _no_drafts(logits: Tensor, head: SequentialHead) -> Drafts:
+    """What gamma = 0 gives: every tensor [R, 0] or [R, 0, r]."""
+    empty = logits.new_empty(logits.shape[:2], dtype=torch.float32)
+    latents = head.w1.new_empty((*empty.shape, head.w1.shape[1]))
+    return Drafts(empty.long(), empty, DraftLaw(logits, latents, head.w2, empty, empty))
 
 
 def draw(logits: Tensor, temperatures: Tensor, uniforms: Tensor) -> Tensor:

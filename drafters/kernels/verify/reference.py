@@ -23,6 +23,8 @@ def verify(
     last_row = target_logits.shape[0] - 1
     alive = rows > 0
     accepted = torch.zeros_like(first)
+    position = torch.arange(draft_tokens.shape[1], device=rows.device)
+    draft_tokens = torch.where(position < rows.unsqueeze(-1) - 1, draft_tokens, 0)
     for j in range(draft_tokens.shape[1]):
         target = _probabilities(target_logits[(first + j).clamp_max(last_row)], temperatures)
         p_target = target.gather(-1, draft_tokens[:, j : j + 1]).squeeze(-1)
