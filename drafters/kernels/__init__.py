@@ -71,9 +71,9 @@ def markov_sample(
 
     ``logits`` [R, gamma, V] base logits U, bf16 or fp32; -inf forbids a token, one per row must be
     finite. ``anchors`` [R] integer tokens. ``hidden`` [R, gamma, d] what the confidence head reads.
-    ``temperatures`` [R] fp32, 0 for greedy. ``uniforms`` [R, gamma] in [0, 1), float64 or float32,
-    one per draw. The returned law keeps references to ``logits`` and ``head.w2``: verify before
-    they change.
+    ``temperatures`` [R] fp32, 0 for greedy (``drafters.kernels.types``). ``uniforms`` [R, gamma] in
+    [0, 1), float64 or float32, one per draw. The returned law keeps references to ``logits`` and
+    ``head.w2``: verify before they change.
     """
     (requests, gamma, vocab), rank = logits.shape, head.w1.shape[1]
     size = hidden.shape[-1]

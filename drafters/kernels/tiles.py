@@ -10,7 +10,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from drafters.kernels.types import COLDEST as _COLDEST
+
 NEGATIVE_INFINITY: tl.constexpr = tl.constexpr(float("-inf"))
+COLDEST: tl.constexpr = tl.constexpr(_COLDEST)
 
 
 def interpreted() -> bool:
@@ -28,9 +31,15 @@ def log_sum_exp(x, axis: tl.constexpr):
 
 
 @triton.jit
+def is_greedy(temperature):
+    """Whether a temperature acts as 0; ``types.is_sampled`` turned round."""
+    return temperature < COLDEST
+
+
+@triton.jit
 def inverse_temperature(temperature):
-    """1 / T, or 1 where T is 0: one division a row instead of one an entry."""
-    return 1.0 / tl.where(temperature > 0, temperature, 1.0)
+    """1 / T, or 1 where greedy: one division a row instead of one an entry."""
+    return 1.0 / tl.where(is_greedy(temperature), 1.0, temperature)
 
 
 @triton.jit

@@ -1,10 +1,10 @@
 """What the operations exchange. R requests, gamma draft positions, V vocabulary, r rank, d hidden.
 
-Temperature 0 makes a distribution a point mass at its argmax (the lowest index among equals); a
-draw at temperature > 0 is the first token whose cumulative probability exceeds a uniform in [0, 1),
-as in ``drafters.sampling.sample``. One uniform per draw, and not one Gumbel variate per vocabulary
-entry: counter-based noise costs about 25 integer instructions per entry, several times what a GPU
-can afford while it streams two bytes of logit.
+Temperature 0 makes a distribution a point mass at its argmax (the lowest index among equals), and
+so does any below ``COLDEST``; a draw at any other is the first token whose cumulative probability
+exceeds a uniform in [0, 1), as in ``drafters.sampling.sample``. One uniform per draw, and not one
+Gumbel variate per vocabulary entry: counter-based noise costs about 25 integer instructions per
+entry, several times what a GPU can afford while it streams two bytes of logit.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+COLDEST = 1e-6
+"""Temperatures below act as 0, in every operation: logits over them could overflow fp32."""
 
 
 class SequentialHead(NamedTuple):
@@ -74,9 +77,14 @@ class Schedule(NamedTuple):
     """[R + 1] int64 first of each request's l + 1 flattened rows; the last entry is their sum."""
 
 
+def is_sampled(temperatures: Tensor) -> Tensor:
+    """Whether draws at ``temperatures`` are random, i.e. do not act as 0; bool, same shape."""
+    return temperatures >= COLDEST
+
+
 def complete_law(logits: Tensor, tokens: Tensor, temperatures: Tensor) -> DraftLaw:
     """Law of ``tokens`` [R, gamma] drawn from complete ``logits`` [R, gamma, V] (no bias)."""
-    hot = (temperatures > 0).unsqueeze(-1)
+    hot = is_sampled(temperatures).unsqueeze(-1)
     scaled = logits.float() / torch.where(hot, temperatures.unsqueeze(-1), 1.0).unsqueeze(-1)
     log_normalizer = scaled.logsumexp(-1)
     drawn = scaled.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - log_normalizer

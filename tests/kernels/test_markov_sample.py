@@ -3,7 +3,7 @@
 Regimes and what each catches: vocabularies that are no multiple of a block (masking), one request
 (tile padding), a rank that is no power of two, mixed greedy and sampled requests (branching by
 row), forbidden tokens (-inf), strided logits and positions beyond 32-bit offsets (addressing), tied
-logits (argmax order), no requests, no positions.
+logits (argmax order), temperatures that divide into infinities, no requests, no positions.
 """
 
 from __future__ import annotations
@@ -144,6 +144,18 @@ def test_no_positions(run, device):
     assert drafts.law.latents.shape == (3, 0, 16)
     assert drafts.law.latents.dtype == torch.bfloat16
     assert drafts.tokens.dtype == torch.int64
+
+
+@pytest.mark.parametrize("run", list(RUNS))
+@pytest.mark.parametrize("temperature", [1e-44, 1e-38, 9e-7])
+def test_tiny_temperatures_act_as_zero(run, temperature, device):
+    arguments = inputs((3, 4, 97, 16, 33), torch.float32, device, [0.0])
+    greedy = RUNS[run](*arguments)
+    arguments[4] = torch.full_like(arguments[4], temperature)
+    tiny = RUNS[run](*arguments)
+    assert torch.equal(tiny.tokens, greedy.tokens)
+    assert torch.equal(tiny.law.log_normalizer, greedy.law.log_normalizer)
+    assert (tiny.law.log_probs == 0).all()
 
 
 @pytest.mark.parametrize("argument", [0, 2], ids=["logits", "hidden"])

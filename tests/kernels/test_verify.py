@@ -196,6 +196,16 @@ def test_tokens_behind_the_verified_ones_are_not_read(run, law, device):
     assert torch.equal(torch.stack(run(*blank)), torch.stack(run(*given)))
 
 
+@pytest.mark.parametrize("run", [reference.verify, kernel.verify], ids=["torch", "triton"])
+@pytest.mark.parametrize("law", LAWS)
+def test_tiny_temperatures_act_as_zero(run, law, device):
+    """1e-38 divides into infinities; the law was made at 0, as ``markov_sample`` does."""
+    given = case([4, 2, 3, 0], 97, torch.float32, law, device)
+    given = given._replace(temperatures=torch.zeros_like(given.temperatures))
+    tiny = given._replace(temperatures=torch.full_like(given.temperatures, 1e-38))
+    assert torch.equal(torch.stack(run(*tiny)), torch.stack(run(*given)))
+
+
 def test_rows_beyond_32_bits(device):
     near = case([4, 2, 3], 97, torch.bfloat16, "complete", device)
     expected = kernel.verify(*near)

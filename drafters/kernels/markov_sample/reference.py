@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from drafters.kernels.types import DraftLaw, Drafts, SequentialHead, complete_law
+from drafters.kernels.types import DraftLaw, Drafts, SequentialHead, complete_law, is_sampled
 from drafters.sampling import sample
 
 
@@ -44,7 +44,7 @@ def _no_drafts(logits: Tensor, head: SequentialHead) -> Drafts:
 
 def draw(logits: Tensor, temperatures: Tensor, uniforms: Tensor) -> Tensor:
     """One token per row of fp32 ``logits`` [n, V]: argmax at temperature 0, else inverse CDF."""
-    hot = temperatures > 0
+    hot = is_sampled(temperatures)
     scaled = logits / torch.where(hot, temperatures, 1.0).unsqueeze(-1)
     return torch.where(hot, sample(scaled.softmax(-1), uniforms), logits.argmax(-1))
 

@@ -22,6 +22,7 @@ from drafters.kernels.tiles import (
     interpreted,
     inverse_cdf,
     inverse_temperature,
+    is_greedy,
     low_rank,
     low_rank_row,
 )
@@ -127,7 +128,7 @@ def _block_values(
     base = tl.load(base[:, None] + column[None, :], mask=live[:, None] & real[None, :], other=0.0)
     bias = low_rank(latents, (row * gamma + k) * RANK, live, w2, column, real, RANK, BLOCK_K, WIDE)
     temperature = tl.load(temperatures + row, mask=live, other=0.0)
-    greedy = temperature == 0
+    greedy = is_greedy(temperature)
     scaled = (base.to(tl.float32) + bias) * inverse_temperature(temperature)[:, None]
     scaled = tl.where(real[None, :], scaled, NEGATIVE_INFINITY)
     blocks = tl.num_programs(1)
@@ -173,7 +174,7 @@ def _pick(
     out = row * gamma + k
     latent = latents + out * RANK
     temperature = tl.load(temperatures + row)
-    greedy = temperature == 0
+    greedy = is_greedy(temperature)
 
     index = tl.arange(0, BLOCKS)
     value = tl.load(values + row * blocks + index, mask=index < blocks, other=NEGATIVE_INFINITY)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from drafters.kernels.types import DraftLaw, Verdict
+from drafters.kernels.types import DraftLaw, Verdict, is_sampled
 from drafters.sampling import sample
 
 
@@ -44,7 +44,7 @@ def verify(
 
 def _probabilities(logits: Tensor, temperatures: Tensor) -> Tensor:
     """softmax(logits / T) in fp32, [R, V]; a point mass at the argmax where T is 0."""
-    hot = (temperatures > 0).unsqueeze(-1)
+    hot = is_sampled(temperatures).unsqueeze(-1)
     soft = (logits.float() / torch.where(hot, temperatures.unsqueeze(-1), 1.0)).softmax(-1)
     point = torch.zeros_like(soft).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
     return torch.where(hot, soft, point)
@@ -54,7 +54,7 @@ def _drawn_probability(law: DraftLaw | None, temperatures: Tensor, j: int) -> Te
     """p_d of draft token j itself, [R] fp32, as its sampler computed it."""
     if law is None:
         return torch.ones_like(temperatures)
-    return torch.where(temperatures > 0, law.log_probs[:, j].exp(), 1.0)
+    return torch.where(is_sampled(temperatures), law.log_probs[:, j].exp(), 1.0)
 
 
 def _draft_probabilities(
@@ -69,7 +69,7 @@ def _draft_probabilities(
     logits = law.logits[request, at].float()
     if law.latents is not None and law.w2 is not None:
         logits = logits + law.latents[request, at].float() @ law.w2.float().T
-    hot = (temperatures > 0).unsqueeze(-1)
+    hot = is_sampled(temperatures).unsqueeze(-1)
     scaled = logits / torch.where(hot, temperatures.unsqueeze(-1), 1.0)
     soft = (scaled - law.log_normalizer[request, at].unsqueeze(-1)).exp()
     return torch.where(hot, soft, point)

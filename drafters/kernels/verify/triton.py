@@ -25,6 +25,7 @@ from drafters.kernels.tiles import (
     interpreted,
     inverse_cdf,
     inverse_temperature,
+    is_greedy,
     log_sum_exp,
     low_rank,
     low_rank_row,
@@ -155,10 +156,10 @@ def _row_values(
 
 @triton.jit
 def _scaled_target(row, column, vocab, temperature):
-    """Logits over temperature at pointer ``row``, -inf past the vocabulary; and whether T is 0."""
+    """Logits over temperature at pointer ``row``, -inf past the vocabulary; and whether greedy."""
     temperature = tl.load(temperature)
     logits = tl.load(row + column, mask=column < vocab, other=NEGATIVE_INFINITY).to(tl.float32)
-    return logits * inverse_temperature(temperature), temperature == 0
+    return logits * inverse_temperature(temperature), is_greedy(temperature)
 
 
 @triton.jit
@@ -248,7 +249,7 @@ def _residual_masses(
     BLOCK_K: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """masses[r, block]: sum of max(0, p_t - p_d) over one block, where r rejects at T > 0."""
+    """masses[r, block]: sum of max(0, p_t - p_d) over one block, where a sampled r rejects."""
     request = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R).to(tl.int64)
     block = tl.program_id(1)
     live = request < requests
@@ -256,7 +257,7 @@ def _residual_masses(
     drafts = tl.load(cu_rows + request + 1, mask=live, other=0) - first - 1
     at = _accepted(stands, request, drafts, gamma, GAMMA)
     temperature = tl.load(temperatures + request, mask=live, other=0.0)
-    live = live & (at < drafts) & (temperature > 0)
+    live = live & (at < drafts) & ~is_greedy(temperature)
     if tl.max(live.to(tl.int32), 0) > 0:
         scale = inverse_temperature(temperature)[:, None]
         column = block * BLOCK_V + tl.arange(0, BLOCK_V)
@@ -327,7 +328,7 @@ def _choose(
         index = tl.arange(0, BLOCKS)
         value = tl.load(values + row * blocks + index, mask=index < blocks, other=NEGATIVE_INFINITY)
         temperature = tl.load(temperatures + request)
-        rejected = (at < drafts) & (temperature > 0)
+        rejected = (at < drafts) & ~is_greedy(temperature)
         normalizer = tl.load(normalizers + row)
         weight = tl.exp(value - normalizer)
         if rejected:
@@ -335,7 +336,7 @@ def _choose(
         weight = weight.to(tl.float64)
         goal = tl.load(uniforms + request).to(tl.float64) * tl.sum(weight, 0)
         # Rounding can leave a rejected row without any residual: then the argmax, as when greedy.
-        point = (temperature == 0) | (tl.sum(weight, 0) <= 0)
+        point = is_greedy(temperature) | (tl.sum(weight, 0) <= 0)
         drawn, before = inverse_cdf(weight, goal)
         block = tl.where(point, tl.argmax(value, 0), drawn)
 
