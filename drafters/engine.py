@@ -25,7 +25,7 @@ import torch
 from drafters.base import Drafter
 from drafters.beliefs import column, confidences, frozen
 from drafters.errors import UserError
-from drafters.limits import EngineConfig, block_pool, make_runner, refusal
+from drafters.limits import EngineConfig, block_pool, check, effective, make_runner, refusal
 from drafters.records import StepLog, Stopwatch
 from drafters.request import Request, Running, stream_of
 from drafters.runner import Block, Runner
@@ -63,7 +63,8 @@ class Engine:
         clock: Callable[[], float] = time.monotonic,
         runner: Runner | None = None,
     ) -> None:
-        """``runner``: one made by ``make_runner`` for at least these limits, to be used again."""
+        """``runner``: one made by ``make_runner`` for at least these limits, to be used again.
+        UserError for a policy that cannot run live, and for limits that cannot be kept."""
         if policy.analysis_only:
             raise UserError(
                 f"policy {policy.name!r} needs the true acceptance; simulate it instead"
@@ -71,6 +72,7 @@ class Engine:
         self.policy, self.cost, self.config = policy, cost, config
         self.stops, self.calibration = stops, tuple(calibration)
         self.gamma = drafter.gamma if drafter else cost.gamma
+        check(config, self.gamma)
         self.pool = block_pool(config, self.gamma)
         self.runner = runner or make_runner(target, drafter, self.gamma, config)
         self.runner.forget()
@@ -89,6 +91,7 @@ class Engine:
 
     def submit(self, request: Request) -> None:
         """Queue a request; calls in order of arrival. One that cannot run fails alone."""
+        request = effective(request)
         row = Running(request, list(request.prompt), stream_of(self.config.seed, request.name))
         row.reason = refusal(
             request, self.runner.target.vocab_size, self.config, self.pool, self.gamma

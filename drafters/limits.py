@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 from drafters.base import Drafter
+from drafters.errors import UserError
+from drafters.kernels.types import COLDEST
 from drafters.paging import BlockPool
 from drafters.request import Request
 from drafters.runner import Runner
 from drafters.target import Target
+
+NO_MEMORY = ("allocate memory", "out of memory", "overflow")
+"""Words of torch's errors for a tensor that is too large."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,10 +42,36 @@ class EngineConfig:
     """Seed of every draw."""
 
 
+def check(config: EngineConfig, gamma: int) -> None:
+    """Refuse, as the simulator does, a step budget that full blocks of all requests exceed."""
+    least = config.max_requests * (1 + gamma)
+    if config.max_step_tokens < least:
+        raise UserError(
+            f"max step tokens {config.max_step_tokens} must be at least max requests x (1 + gamma)"
+            f" = {config.max_requests} x {1 + gamma} = {least}; raise --max-step-tokens or lower"
+            " --concurrency"
+        )
+
+
 def block_pool(config: EngineConfig, gamma: int) -> BlockPool:
     """Blocks for ``kv_tokens``, or for all that may run at once."""
     tokens = config.max_requests * (_capacity(config, gamma) + config.block_tokens)
-    return BlockPool((config.kv_tokens or tokens) // config.block_tokens, config.block_tokens)
+    with _in_memory(config):
+        return BlockPool((config.kv_tokens or tokens) // config.block_tokens, config.block_tokens)
+
+
+@contextmanager
+def _in_memory(config: EngineConfig) -> Iterator[None]:
+    """What is made for ``config``; a UserError names the limits if memory cannot hold it."""
+    try:
+        yield
+    except (MemoryError, OverflowError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not any(t in str(error) for t in NO_MEMORY):
+            raise
+        raise UserError(
+            f"{config.max_requests} requests of up to {config.max_context} tokens do not fit into"
+            " memory; lower --concurrency, --max-context or --kv-tokens"
+        ) from None
 
 
 def _capacity(config: EngineConfig, gamma: int) -> int:
@@ -49,11 +83,17 @@ def make_runner(
     target: Target, drafter: Drafter | None, gamma: int, config: EngineConfig
 ) -> Runner:
     """What runs an engine's device work, for these limits."""
-    paged = config.paged or config.graphs
-    return Runner(
-        target, drafter, gamma, config.max_requests, _capacity(config, gamma),
-        block_pool(config, gamma) if paged else None, config.graphs,
-    )  # fmt: skip
+    pool = block_pool(config, gamma) if config.paged or config.graphs else None
+    with _in_memory(config):
+        return Runner(
+            target, drafter, gamma, config.max_requests, _capacity(config, gamma), pool,
+            config.graphs,
+        )  # fmt: skip
+
+
+def effective(request: Request) -> Request:
+    """The request as it is served: a temperature below ``COLDEST`` acts as 0."""
+    return replace(request, temperature=0.0) if 0 < request.temperature < COLDEST else request
 
 
 def refusal(
@@ -67,8 +107,13 @@ def refusal(
         return f"token id {bad[0]} is outside the vocabulary 0..{vocab_size - 1}"
     if not request.prompt or request.max_new < 1:
         return "needs a prompt of at least 1 token and max_new of at least 1"
+    if not 0 <= request.temperature < math.inf:
+        return f"temperature {request.temperature:g} must be a finite number, 0 or more"
+    if not math.isfinite(request.arrival_s):
+        return f"arrival_s {request.arrival_s:g} must be a finite number of seconds"
     if tokens > config.max_context:
         return f"{size} are more than max_context {config.max_context}"
     if pool.needed(tokens + 1 + gamma) > pool.blocks:
-        return f"{size} exceed kv_tokens"
+        held = pool.blocks * pool.block_tokens
+        return f"{size} and a block of {1 + gamma} exceed kv_tokens, which hold {held}"
     return ""

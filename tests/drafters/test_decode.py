@@ -137,6 +137,7 @@ def test_policies_by_name_profile_the_engine_first(home: Path, tmp_path: Path, c
         ({"bundle": "smollm2-dspark-cpu"}, "has gamma 7, the drafter 5"),
         ({"drafter": ""}, "needs --drafter"),
         ({"arrivals": "nowhere.csv"}, "no such file"),
+        ({"max-step-tokens": "17"}, "must be at least max requests x (1 + gamma) = 3 x 6 = 18"),
     ],
 )
 def test_bad_input_is_one_line(

@@ -1,5 +1,7 @@
 """The live engine against transformers, against the theory of walking, and under stress."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -76,7 +78,7 @@ def test_no_policy_changes_greedy_text(llama, policy: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("concurrency", "step_tokens"), [(1, 2048), (5, 2048), (12, 2048), (5, 24)]
+    ("concurrency", "step_tokens"), [(1, 2048), (5, 2048), (12, 2048), (5, 30)]
 )
 def test_batching_and_chunked_prefill_change_nothing(
     llama, concurrency: int, step_tokens: int
@@ -139,6 +141,54 @@ def test_requests_that_cannot_run_fail_alone(llama) -> None:
     assert "70 prompt + 24 new tokens" in reasons[2]
     assert "prompt of at least 1 token" in reasons[3]
     assert [engine.ended[i].output for i in (0, 4)] == outputs[:2]
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"temperature": -1.0}, "temperature -1 must be a finite number, 0 or more"),
+        ({"temperature": math.nan}, "temperature nan"),
+        ({"temperature": math.inf}, "temperature inf"),
+        ({"arrival_s": math.nan}, "arrival_s nan must be a finite number"),
+        ({"arrival_s": math.inf}, "arrival_s inf"),
+        ({"max_new": 50}, "50 new tokens and a block of 6 exceed kv_tokens, which hold 48"),
+    ],
+)
+def test_what_cannot_be_served_fails_alone(llama, changed: dict, says: str) -> None:
+    target, asked, outputs = llama
+    config = EngineConfig(max_context=80, kv_tokens=50)
+    engine = Engine(target, None, create("none", GAMMA), cost_table(), config)
+    for i in range(2):
+        request = {"prompt": asked[0][:6], "max_new": 4} | (changed if i == 0 else {})
+        engine.submit(Request(request_id=i, name=str(i), **request))
+    while engine.busy:
+        engine.step()
+    assert says in engine.ended[0].reason
+    assert engine.ended[1].done
+
+
+def test_a_temperature_near_zero_acts_as_zero(llama) -> None:
+    target, asked, outputs = llama
+    drafter = informed(asked, outputs)
+    engine = run(target, drafter, create("fixed-k", GAMMA), asked, temperature=1e-40)
+    assert [row.output for row in engine.ended] == outputs
+
+
+@pytest.mark.parametrize(
+    ("limits", "says"),
+    [
+        (
+            {"max_requests": 64, "max_step_tokens": 64},
+            "max requests x .* = 64 x 6 = 384; raise --m",
+        ),
+        ({"max_requests": 10**12}, "up to 2048 tokens do not fit into memory; lower --concurrency"),
+        ({"max_requests": 4, "max_context": 10**13, "kv_tokens": 160}, "do not fit into memory"),
+    ],
+)
+def test_limits_that_cannot_be_kept_are_refused(llama, limits: dict, says: str) -> None:
+    config = EngineConfig(**{"max_step_tokens": 10**15, **limits})
+    with pytest.raises(UserError, match=says):
+        Engine(llama[0], None, create("none", GAMMA), cost_table(), config)
 
 
 def test_analysis_only_policies_are_refused(llama) -> None:

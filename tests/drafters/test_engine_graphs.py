@@ -103,7 +103,7 @@ def test_sampled_text_is_that_of_the_eager_loop(llama, family: str, device: str)
 
 @pytest.mark.parametrize(
     "limits",
-    [{"max_requests": 1}, {"max_step_tokens": 24}, {"kv_tokens": 160}, {"max_requests": 10}],
+    [{"max_requests": 1}, {"max_step_tokens": 30}, {"kv_tokens": 160}, {"max_requests": 10}],
     ids=str,
 )
 def test_batches_chunks_and_preemption_change_nothing(llama, limits: dict, device: str):
