@@ -43,7 +43,7 @@ from gpu_traces.commands import Parser, at_least_zero, whole
 
 @dataclass
 class Stop:
-    """Set by Ctrl-C or SIGTERM; the run ends after the step that is under way."""
+    """Set by Ctrl-C or SIGTERM; ``serve`` ends after the step that is under way."""
 
     asked: bool = False
 
@@ -66,13 +66,17 @@ class Stop:
 
 
 def serve(engine: Engine, stop: Stop) -> None:
-    """Step until nothing is left or a stop is asked for, showing how far it is."""
+    """Step until nothing is left or a stop is asked for, showing how far it is; a second Ctrl-C
+    leaves the step that is under way out of the log."""
     total = len(engine.arriving) + len(engine.ended)
     with progress() as bar:
         task = bar.add_task("requests", total=total, completed=len(engine.ended))
-        while engine.busy and not stop.asked:
-            engine.step()
-            bar.update(task, completed=len(engine.ended))
+        try:
+            while engine.busy and not stop.asked:
+                engine.step()
+                bar.update(task, completed=len(engine.ended))
+        except KeyboardInterrupt:
+            stop.asked = True
 
 
 def summarise(engine: Engine, wall_s: float) -> dict[str, Any]:
@@ -266,7 +270,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     args = parser().parse_args(argv)
     args.command_line = ["python -m drafters.decode", *argv]
-    return exit_code(lambda: run(args), "stopped before the first step; nothing was written")
+    return exit_code(lambda: run(args), "stopped; nothing was written")
 
 
 if __name__ == "__main__":

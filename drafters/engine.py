@@ -35,6 +35,9 @@ from policies.base import Floats, Ints, Policy, StepOutcome, VerifyPlan, VerifyS
 from policies.cost import CostTable
 from policies.harness import ConfidenceLag, check_plan
 
+IDLE_S = 0.05
+"""Longest sleep of one step: whoever steps can stop in time."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -124,13 +127,14 @@ class Engine:
 
     @torch.no_grad()
     def step(self) -> None:
-        """One engine step; sleeps until the next arrival when there is nothing to run."""
+        """One engine step; with nothing to run, sleeps until the next arrival or for ``IDLE_S``."""
         self.watch.start()
         start_s = self.now_s()
         if self.admit(start_s):
             self.advance(self.plan(start_s), start_s)
         elif self.arriving:
-            time.sleep(max(0.0, self.arriving[0].request.arrival_s - start_s))
+            wait_s = self.arriving[0].request.arrival_s - start_s
+            time.sleep(min(max(wait_s, 0.0), IDLE_S))
 
     # --- the three verbs ---
 

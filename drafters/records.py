@@ -39,14 +39,19 @@ class Stopwatch:
 
 
 class StepLog:
-    """Columns of ``live_steps``, one entry per step."""
+    """Rows of ``live_steps``; a step is there whole or not at all, also after an interrupt."""
 
     def __init__(self) -> None:
-        names = [c.name for c in TABLES["live_steps"]]
-        self.columns: dict[str, list[Any]] = {n: [] for n in (*names, *FURTHER)}
+        self._steps: list[dict[str, Any]] = []
 
     def __len__(self) -> int:
-        return len(self.columns["step"])
+        return len(self._steps)
+
+    @property
+    def columns(self) -> dict[str, list[Any]]:
+        """Every column by name."""
+        names = [c.name for c in TABLES["live_steps"]]
+        return {name: [step[name] for step in self._steps] for name in (*names, *FURTHER)}
 
     def add(
         self,
@@ -80,12 +85,11 @@ class StepLog:
             "step_time_s": step_time_s,
             **{f"{part}_us": spent_us[part] for part in PARTS},
         }
-        for name, value in entry.items():
-            self.columns[name].append(value)
+        self._steps.append(entry)
 
     def mean_ms(self, part: str) -> float:
         """Mean time of a part of the step, milliseconds; 0 before the first step."""
-        spent = self.columns[f"{part}_us"]
+        spent = [step[f"{part}_us"] for step in self._steps]
         return sum(spent) / len(spent) / 1e3 if spent else 0.0
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from threading import Timer
 
 import numpy as np
 import pandas as pd
@@ -202,6 +203,39 @@ def test_a_signal_stops_after_the_step_and_the_log_is_kept(home: Path) -> None:
     assert len(engine.log) == steps == 5
     assert len(engine.everyone()) == 4
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_wait_for_an_arrival(home: Path, number: int) -> None:
+    target = load_target(str(home / "target"))
+    engine = Engine(target, None, create("none", GAMMA), cost_table(), EngineConfig())
+    late = Request(request_id=0, name="0", prompt=(1, 2, 3), max_new=4, arrival_s=20.0)
+    engine.submit(late)
+    stop = Stop()
+    with stop.on_signals():
+        engine.start()
+        Timer(0.2, os.kill, (os.getpid(), number)).start()
+        serve(engine, stop)
+    assert stop.asked
+    assert engine.now_s() < 10.0
+
+
+def test_a_second_interrupt_keeps_what_was_measured(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, out = Engine.step, tmp_path / "run"
+
+    def interrupted(engine: Engine) -> None:
+        if len(engine.log) == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+        step(engine)
+
+    monkeypatch.setattr(Engine, "step", interrupted)
+    assert main(arguments(home, out)) == 130
+    steps = read_bundle(out).live_steps
+    assert steps is not None
+    assert len(steps) == 4
 
 
 def test_arrivals_are_read_from_csv_and_parquet(tmp_path: Path) -> None:

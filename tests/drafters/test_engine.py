@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from drafters.engine import Engine, EngineConfig
+from drafters.engine import IDLE_S, Engine, EngineConfig
 from drafters.errors import UserError
 from drafters.ngram import NgramDrafter
 from drafters.request import Request, Running
@@ -325,6 +325,17 @@ def test_arrivals_are_waited_for(llama) -> None:
     for row in engine.ended:
         assert row.output == outputs[row.request.request_id][:4]
         assert row.request.arrival_s <= row.first_token_s <= row.finish_s
+
+
+def test_a_step_without_work_sleeps_only_briefly(llama) -> None:
+    """Who steps can look at other things in between, a request to stop for one."""
+    target, asked, _ = llama
+    engine = Engine(target, None, create("none", GAMMA), cost_table(), EngineConfig())
+    engine.submit(Request(request_id=0, name="0", prompt=asked[0], max_new=4, arrival_s=3.0))
+    engine.start()
+    engine.step()
+    assert IDLE_S <= engine.now_s() < 3.0
+    assert not len(engine.log)
 
 
 def test_confidences_reach_the_policy_as_a_bundle_would_give_them(llama) -> None:
