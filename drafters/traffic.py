@@ -15,11 +15,19 @@ from gpu_traces.files import read_frame
 from policies.base import Floats
 
 TIMES = ("arrival_s", "Timestamp", "TIMESTAMP")
+ANSWERED = ("Request tokens", "Response tokens")
+"""Columns of BurstGPT that are 0 for a request that failed."""
 
 
 def read_arrivals(path: Path) -> list[float]:
     """Seconds from the first arrival, of a CSV or Parquet file: its column ``arrival_s``, or the
-    time stamps of BurstGPT (``Timestamp``, seconds) or Azure (``TIMESTAMP``, dates)."""
+    time stamps of BurstGPT (``Timestamp``, seconds; failed requests left out, as the simulator
+    does) or Azure (``TIMESTAMP``, dates). UserError for anything else."""
+    if path.is_dir() or path.suffix in (".jsonl", ".json"):
+        raise UserError(
+            f"{path}: give CSV or Parquet; of a Mooncake or ServeGen trace it is made by"
+            f" `python -m sim.traffic convert {path} --out arrivals.parquet`"
+        )
     if not path.is_file():
         raise UserError(f"{path}: no such file; give CSV or Parquet with a column arrival_s")
     try:
@@ -35,7 +43,10 @@ def read_arrivals(path: Path) -> list[float]:
     if not times.size or bad.size:
         where = f"row {bad[0]}: {frame[name].iloc[bad[0]]}" if bad.size else "no rows"
         raise UserError(f"{path}: {where}; {name} must be finite seconds, sorted")
-    return [float(t) for t in times - times[0]]
+    answered = (frame.filter(ANSWERED) != 0).all(axis=1).to_numpy()
+    if not answered.any():
+        raise UserError(f"{path}: every request failed; {' or '.join(ANSWERED)} is 0 in each row")
+    return [float(t) for t in times[answered] - times[answered][0]]
 
 
 def _seconds(column: pd.Series) -> Floats:

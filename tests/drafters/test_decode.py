@@ -21,6 +21,8 @@ from drafters.traffic import read_arrivals
 from gpu_traces.bundle import BundleError, read_bundle
 from policies.export import PolicyFile, write_policy
 from policies.registry import create
+from sim.importers import load
+from sim.traffic import main as convert
 from tests.drafters.live import (
     GAMMA,
     WORDS,
@@ -258,6 +260,29 @@ def test_arrivals_are_read_from_csv_and_parquet(tmp_path: Path) -> None:
 def test_arrivals_are_read_from_published_traces(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.csv").write_text(text)
     assert read_arrivals(tmp_path / "a.csv") == pytest.approx([0.0, 0.25, 60.0], abs=1e-6)
+
+
+def test_failed_requests_of_burstgpt_do_not_arrive(tmp_path: Path) -> None:
+    """The same requests as in the simulator."""
+    path = tmp_path / "burst.csv"
+    path.write_text("Timestamp,Model,Request tokens,Response tokens\n1,a,5,0\n2,a,5,7\n4,a,5,3\n")
+    assert read_arrivals(path) == [0.0, 2.0]
+    assert load(path).arrival_s.size == 2
+    path.write_text("Timestamp,Model,Request tokens,Response tokens\n1,a,5,0\n")
+    with pytest.raises(UserError, match="every request failed"):
+        read_arrivals(path)
+
+
+def test_other_traces_come_by_way_of_a_conversion(tmp_path: Path) -> None:
+    """The refusal names a command that works."""
+    trace, made = tmp_path / "trace.jsonl", tmp_path / "arrivals.parquet"
+    row = {"input_length": 4, "output_length": 4}
+    lines = [json.dumps({"timestamp": ms, **row}) for ms in (0, 50, 2000)]
+    trace.write_text("\n".join(lines))
+    with pytest.raises(UserError, match=f"sim.traffic convert {trace} --out arrivals.parquet"):
+        read_arrivals(trace)
+    assert convert(["convert", str(trace), "--out", str(made)]) == 0
+    assert read_arrivals(made) == [0.0, 0.05, 2.0]
 
 
 def test_without_cuda_a_run_falls_back_and_says_so_once(
