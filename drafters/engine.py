@@ -33,7 +33,7 @@ from drafters.target import Target
 from gpu_traces.manifest import Calibration
 from policies.base import Floats, Ints, Policy, StepOutcome, VerifyPlan, VerifyState
 from policies.cost import CostTable
-from policies.harness import ConfidenceLag, check_plan
+from policies.harness import ConfidenceLag, check_plan, rehearse
 
 IDLE_S = 0.05
 """Longest sleep of one step: whoever steps can stop in time."""
@@ -116,9 +116,10 @@ class Engine:
         return [*self.ended, *self.rows, *self.waiting, *self.arriving]
 
     def start(self) -> None:
-        """Capture what the submitted requests need, then set the clock to 0; arrivals count from
-        here."""
+        """Capture what the submitted requests need, rehearse the policy, and set the clock to 0;
+        arrivals count from here."""
         self.runner.capture(any(row.request.temperature > 0 for row in self.everyone()))
+        rehearse(self.policy, self.gamma, self.cost)
         self._started = self._clock()
 
     def now_s(self) -> float:

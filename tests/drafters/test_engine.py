@@ -1,10 +1,13 @@
 """The live engine against transformers, against the theory of walking, and under stress."""
 
 import math
+import pickle
+import sys
 
 import numpy as np
 import pytest
 import torch
+from numba.core.dispatcher import Dispatcher
 
 from drafters.engine import IDLE_S, Engine, EngineConfig
 from drafters.errors import UserError
@@ -336,6 +339,33 @@ def test_a_step_without_work_sleeps_only_briefly(llama) -> None:
     engine.step()
     assert IDLE_S <= engine.now_s() < 3.0
     assert not len(engine.log)
+
+
+def compiled() -> dict[Dispatcher, list]:
+    """Types that each of the policies' functions was compiled or loaded for."""
+    modules = [module for name, module in sys.modules.items() if name.startswith("policies.")]
+    found = {f for m in modules for f in vars(m).values() if isinstance(f, Dispatcher)}
+    return {f: list(f.overloads) for f in found}
+
+
+@pytest.mark.parametrize("policy", LIVE)
+def test_nothing_is_compiled_once_the_clock_runs(llama, policy: str) -> None:
+    """In a process that has loaded nothing; the rehearsal teaches the policy itself nothing."""
+    target, asked, outputs = llama
+    for function in compiled():
+        function._reset_overloads()
+    chosen = create(policy, GAMMA)
+    config = EngineConfig(max_requests=5, max_context=80)
+    engine = Engine(target, informed(asked, outputs), chosen, cost_table(), config)
+    for i, prompt in enumerate(asked):
+        engine.submit(Request(request_id=i, name=str(i), prompt=prompt, max_new=NEW, domain=i % 3))
+    fresh = pickle.dumps(chosen)
+    engine.start()
+    assert pickle.dumps(chosen) == fresh
+    before = compiled()
+    while engine.busy:
+        engine.step()
+    assert compiled() == before
 
 
 def test_confidences_reach_the_policy_as_a_bundle_would_give_them(llama) -> None:
