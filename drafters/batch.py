@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-CALL = 1500  # an attention call's fixed cost, in pairs of a query and a cached position
+CALL = 3000  # an attention call's fixed cost, in pairs of a query and a cached position
 
 
 class Group(NamedTuple):

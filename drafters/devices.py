@@ -15,8 +15,8 @@ def checked(device: str) -> str:
             f"device {device!r}: torch {torch.__version__} sees no CUDA device; give --device cpu"
         )
     try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=device).item()  # of device "meta" nothing can be read
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0][:80]
         raise UserError(f"device {device!r} cannot be used ({reason}); give cpu or cuda") from None
     return device
