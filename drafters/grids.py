@@ -64,7 +64,7 @@ def cells(shapes: Grid, gamma: int) -> list[Cell]:
     for r, context in itertools.product(shapes.requests, shapes.contexts):
         if r * context > shapes.most_cached:
             continue
-        blocks = [b for b in shapes.block if b <= gamma + 1]
+        blocks = sorted({b for b in shapes.block if b <= gamma} | {gamma + 1})
         made += [Cell("verify", r, r * b, context) for b in blocks]
         if r > 1 and max(blocks) > 2:
             made.append(Cell("verify", r, r * (max(blocks) // 2), context, ragged=True))

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from drafters import generate
 from drafters.bigrams import Bigrams, ask_bigrams
 from drafters.corpus import Sequence, Supervisor, load_sequences
 from drafters.errors import UserError, exit_code
@@ -53,9 +54,11 @@ class Trainer:
         _check(args, folders)
         torch.manual_seed(args.seed)
         self.args = args
+        args.dtype = args.dtype or ("float32" if args.device == "cpu" else "bfloat16")
         self.dtype = getattr(torch, args.dtype)
+        responses = args.responses or _generated(args, folders)
         self.target = load_target(args.target, self.dtype, args.device)
-        self.sequences = load_sequences(args.responses, args.longest, self.target.vocab_size)
+        self.sequences = load_sequences(responses, args.longest, self.target.vocab_size)
         bigrams = self._bigrams(folders)
         self.learners = [
             Learner(name, self.target, args, folder, bigrams)
@@ -200,6 +203,17 @@ def _folders(args: argparse.Namespace) -> list[Path]:
     return [out / folder_name(name) if many else out for name in args.drafter]
 
 
+def _generated(args: argparse.Namespace, folders: list[Path]) -> str:
+    """The file of the target's responses to ``--prompts``, made here unless training has begun."""
+    path = str(Path(args.out) / "responses.jsonl")
+    if not any((folder / STATE).exists() for folder in folders):
+        wanted = ["--target", args.target, "--prompts", *args.prompts, "--out", path]
+        wanted += ["--seconds", str(60 * args.minutes), "--dtype", args.dtype]
+        wanted += ["--device", args.device, "--seed", str(args.seed)]
+        generate.generate(generate.parser().parse_args(wanted))
+    return path
+
+
 def _check(args: argparse.Namespace, folders: list[Path]) -> None:
     """UserError for what would only fail after a first while of training."""
     twice = {name for name in args.drafter if args.drafter.count(name) > 1}
@@ -234,7 +248,10 @@ def parser() -> argparse.ArgumentParser:
         help=f"one or several, which then learn from the same batches: {', '.join(SIZES)}; with"
         " sizes of its own 'dspark:layers=4;rank=64'")  # fmt: skip
     add("--target", default="smollm2-135m", help="fetched name, folder or hub id")
-    add("--responses", required=True, help="JSONL from python -m drafters.generate")
+    source = made.add_mutually_exclusive_group(required=True)
+    source.add_argument("--responses", help="JSONL from python -m drafters.generate")
+    source.add_argument("--prompts", nargs="+", help="files or folders of prompts instead: the"
+        " target answers their training half first, for at most --minutes")  # fmt: skip
     add("--out", required=True, help="folder of the checkpoint, of several one folder each in it;"
         " an earlier run there is resumed")  # fmt: skip
     add("--start", default=None, help="a drafter to go on from (folder, shipped name or hub id) in"
@@ -267,7 +284,8 @@ def parser() -> argparse.ArgumentParser:
     add("--cache-gb", type=at_least_zero, default=8.0, help="memory for target features, GB")
     add("--save-minutes", type=positive, default=3.0, help="time between checkpoints, minutes")
     add("--log-every", type=whole(1), default=20, help="steps between rows of curve.csv")
-    add("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="matmul precision")
+    add("--dtype", choices=("float32", "bfloat16"), default=None,
+        help="matmul precision (None: float32 on a CPU, else bfloat16)")  # fmt: skip
     add("--device", default="cpu", help="torch device")
     add("--seed", type=whole(0), default=0, help="seed of initialisation, batches"
         " and anchors")  # fmt: skip

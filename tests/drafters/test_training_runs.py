@@ -5,6 +5,7 @@ Three made-up responses of a tiny target.
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 from collections.abc import Callable
@@ -435,3 +436,30 @@ def test_absent_responses_are_one_line(tmp_path: Path, capsys: pytest.CaptureFix
     error = capsys.readouterr().err
     assert "none.jsonl does not exist" in error
     assert error.count("\n") == 1
+
+
+def test_prompts_are_answered_once_and_learned_from(
+    responses: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With ``--prompts`` the responses are generated before training begins, never on resuming."""
+    asked = []
+
+    def answered(args: argparse.Namespace) -> None:
+        asked.append(args)
+        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(responses, args.out)
+
+    monkeypatch.setattr(train.generate, "generate", answered)
+    out = tmp_path / "run"
+    words = command(responses, out, "dspark", 5)
+    at = words.index("--responses")
+    words[at : at + 2] = ["--prompts", "questions.jsonl", "--minutes", "2"]
+    assert train.main(words) == 0
+    assert train.main(words) == 0
+    (args,) = asked
+    assert (args.prompts, args.split, args.seconds) == (["questions.jsonl"], "train", 120)
+    assert args.out == str(out / "responses.jsonl")
+    told = command(responses, tmp_path / "told", "dspark", 5)
+    assert train.main(told) == 0
+    same = [(p / "model.safetensors").read_bytes() for p in (out, tmp_path / "told")]
+    assert same[0] == same[1]
