@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -18,6 +17,7 @@ from drafters.request import Running
 from gpu_traces.calibration import calibrate
 from gpu_traces.manifest import Calibration
 from policies.base import Floats, Ints
+from policies.harness import frozen
 
 
 def confidences(
@@ -72,9 +72,3 @@ def calibrated(raw: Floats, temperatures: Floats, calibration: Sequence[Calibrat
 def column(values: list[int]) -> Ints:
     """A read-only integer column of a ``VerifyState``."""
     return frozen(np.array(values, dtype=np.int64))
-
-
-def frozen(array: npt.NDArray) -> npt.NDArray:
-    """The array itself, read-only from here on."""
-    array.setflags(write=False)
-    return array

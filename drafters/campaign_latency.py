@@ -68,7 +68,7 @@ class Band(Profiler):
             if repetition >= LEAST_REPETITIONS and time.monotonic() - started > seconds:
                 break
             for cell in order.sample(list(chosen), len(chosen)):
-                taken_s = self._time(self._prepare(cell))
+                taken_s = self.seconds(self.prepare(cell))
                 if repetition >= 0:
                     rows.append(self._sample(cell, repetition, taken_s))
         return rows

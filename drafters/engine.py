@@ -23,7 +23,7 @@ import numpy.typing as npt
 import torch
 
 from drafters.base import Drafter
-from drafters.beliefs import column, confidences, frozen
+from drafters.beliefs import column, confidences
 from drafters.errors import UserError
 from drafters.limits import EngineConfig, block_pool, check, effective, make_runner, refusal
 from drafters.records import StepLog, Stopwatch
@@ -33,7 +33,7 @@ from drafters.target import Target
 from gpu_traces.manifest import Calibration
 from policies.base import Floats, Ints, Policy, StepOutcome, VerifyPlan, VerifyState
 from policies.cost import CostTable
-from policies.harness import ConfidenceLag, check_plan, rehearse
+from policies.harness import ConfidenceLag, check_plan, frozen, rehearse
 
 IDLE_S = 0.05
 """Longest sleep of one step: whoever steps can stop in time."""

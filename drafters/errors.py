@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from gpu_traces.files import can_hold
 from gpu_traces.manifest import BundleError
 
 
@@ -22,6 +23,14 @@ def naming(path: Path | str) -> Iterator[None]:
     except OSError as error:
         error.filename = error.filename or str(path)
         raise
+
+
+def check_folder(folder: Path) -> None:
+    """UserError where no files can be put into ``folder``, which need not be there yet."""
+    try:
+        can_hold(folder / "file")
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def exit_code(job: Callable[[], int | None], stopped: str) -> int:

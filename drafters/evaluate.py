@@ -19,10 +19,10 @@ import pandas as pd
 from drafters import figures, measures
 from drafters.calibrate import calibrate_bundle
 from drafters.comparison import report
-from drafters.errors import UserError, exit_code
+from drafters.errors import UserError, check_folder, exit_code
 from gpu_traces.bundle import Bundle, read_bundle
 from gpu_traces.commands import Parser
-from gpu_traces.files import can_hold, replacing
+from gpu_traces.files import replacing
 
 MEASURES: dict[str, Callable[[Bundle], pd.DataFrame]] = {
     "accepted_length": measures.accepted_lengths,
@@ -93,14 +93,6 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("bundles", nargs="+", help="bundle folders, or names of shipped ones")
     made.add_argument("--out", type=Path, help="folder for report, tables and figures")
     return made
-
-
-def check_folder(out: Path) -> None:
-    """UserError where no files can be put into ``out``."""
-    try:
-        can_hold(out / "report.md")
-    except ValueError as error:
-        raise UserError(str(error)) from None
 
 
 def run(args: argparse.Namespace) -> None:

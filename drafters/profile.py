@@ -88,7 +88,7 @@ class Profiler:
             task = bar.add_task("cells", total=len(shapes) * (self.shapes.repetitions + 1))
             for repetition in range(-1, self.shapes.repetitions):
                 for cell in order.sample(shapes, len(shapes)):
-                    seconds = self._time(self._prepare(cell))
+                    seconds = self.seconds(self.prepare(cell))
                     if repetition >= 0:
                         samples.append(self._sample(cell, repetition, seconds))
                     bar.advance(task)
@@ -101,7 +101,8 @@ class Profiler:
             "microseconds": 1e6 * seconds,
         }
 
-    def _time(self, work: Callable[[], object]) -> float:
+    def seconds(self, work: Callable[[], object]) -> float:
+        """What ``work`` takes on an idle device."""
         self._wait()
         start = time.perf_counter()
         work()
@@ -112,7 +113,8 @@ class Profiler:
         if self.runner.device.type == "cuda":
             torch.cuda.synchronize()
 
-    def _prepare(self, cell: Cell) -> Callable[[], object]:
+    def prepare(self, cell: Cell) -> Callable[[], object]:
+        """A cell's pass or draft, ready to be timed."""
         rows = [self._row(cell, slot) for slot in range(cell.requests)]
         if cell.mode == "prefill":
             return lambda: self.runner.verify(rows, [cell.tokens], None, [])

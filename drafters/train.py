@@ -26,7 +26,7 @@ from torch import Tensor
 from drafters import generate
 from drafters.bigrams import Bigrams, ask_bigrams
 from drafters.corpus import Sequence, Supervisor, load_sequences
-from drafters.errors import UserError, exit_code
+from drafters.errors import UserError, check_folder, exit_code
 from drafters.full_loss import ask, full_loss
 from drafters.learner import SIZES, STATE, Learner, folder_name, learner_name
 from drafters.losses import DECAY
@@ -34,7 +34,6 @@ from drafters.objectives import batch_loss
 from drafters.progress import progress
 from drafters.target import load_target
 from gpu_traces.commands import Parser, at_least_zero, positive, whole
-from gpu_traces.files import can_hold
 
 WARMUP = 0.04
 
@@ -225,12 +224,7 @@ def _check(args: argparse.Namespace, folders: list[Path]) -> None:
             f"--drafter {sized[0]}: a drafter from --start keeps its sizes; leave them out"
         )
     for folder in folders:
-        try:
-            can_hold(folder / STATE)
-        except ValueError as error:
-            raise UserError(
-                f"--out {args.out} ({error}); give a folder, new or of an earlier run"
-            ) from None
+        check_folder(folder)
 
 
 def columns(features: Tensor, given: tuple[int, ...], wanted: tuple[int, ...]) -> Tensor:

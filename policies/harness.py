@@ -74,21 +74,21 @@ def rehearse(policy: Policy, gamma: int, cost: CostTable) -> None:
 def _made_up(step: int, drafted: Ints, gamma: int, cost: CostTable) -> VerifyState:
     """The state of two requests at ``step``; a prompt is prefilled in every fourth step."""
     sure = np.where(np.arange(gamma) < drafted[:, None], 0.9 - 0.1 * (step % 5), 0.0)
-    current, same = _frozen(sure), _frozen(np.full(2, 1 + step))
-    none = _frozen(np.zeros(2, dtype=np.int64))
+    current, same = frozen(sure), frozen(np.full(2, 1 + step))
+    none = frozen(np.zeros(2, dtype=np.int64))
     return VerifyState(
         step=step,
         time_s=1e-2 * step,
         current=current,
         lagged=current,
-        drafted=_frozen(drafted.astype(np.int64)),
-        slots=_frozen(np.arange(2)),
-        fresh=_frozen(np.full(2, step == 0)),
+        drafted=frozen(drafted.astype(np.int64)),
+        slots=frozen(np.arange(2)),
+        fresh=frozen(np.full(2, step == 0)),
         context_tokens=same,
         generated_tokens=same,
         domain=none,
         slo_class=none,
-        slack_s=_frozen(np.full(2, np.inf)),
+        slack_s=frozen(np.full(2, np.inf)),
         other_tokens=2 if step % 4 else 10,
         sampling_requests=2,
         queue_length=0,
@@ -96,6 +96,7 @@ def _made_up(step: int, drafted: Ints, gamma: int, cost: CostTable) -> VerifySta
     )
 
 
-def _frozen(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def frozen(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The array itself, read-only from here on, as the columns of a ``VerifyState`` are."""
     array.setflags(write=False)
     return array

@@ -71,7 +71,7 @@ def medians(work: dict[str, tuple[Profiler, Cell]], rounds: int) -> dict[str, fl
     for at in range(-2, rounds):
         for name in order.sample(list(work), len(work)):
             profiler, cell = work[name]
-            seconds = profiler._time(profiler._prepare(cell))
+            seconds = profiler.seconds(profiler.prepare(cell))
             if at >= 0:
                 spent[name].append(1e3 * seconds)
     return {name: statistics.median(times) for name, times in spent.items()}
