@@ -51,6 +51,20 @@ def raw_confidences(proposal: Proposal, temperatures: Tensor) -> Tensor:
     return raw.to(CONFIDENCE_DTYPE)
 
 
+def told(proposal: Proposal, temperatures: Tensor) -> Tensor:
+    """[n, 2 k] draft tokens, then the bits of their raw confidences: what the host reads, in one
+    copy (``heard``)."""
+    sure = raw_confidences(proposal, temperatures)
+    return torch.cat((proposal.tokens, sure.view(torch.int16).long()), 1)
+
+
+def heard(told: Tensor) -> tuple[list[list[int]], Floats]:
+    """Tokens [n][k] and raw confidences [n, k] of what was ``told``; waits for the device."""
+    tokens, bits = np.split(told.cpu().numpy(), 2, axis=1)
+    sure = bits.astype(np.int16).view(np.float16)
+    return tokens.tolist(), sure.astype(np.float64)
+
+
 def _largest(logits: Tensor, heat: Tensor) -> Tensor:
     """Largest probability per position of [n, k, V] at temperatures [n]."""
     return torch.softmax(logits / heat[:, None, None], -1).amax(-1)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from drafters.base import Proposal, Sampler
-from drafters.beliefs import raw_confidences
+from drafters.beliefs import told
 from drafters.graphs import Inputs, Replay
 from drafters.judging import Uniforms
 from drafters.module import DraftModule
@@ -97,25 +97,22 @@ class CapturedDraft:
             heat = at["temperatures"].view(torch.float64).float()
             sampler = Sampler(heat, at["uniforms"].view(torch.float64), any_hot=hot, fused=True)
             proposal = drafter.propose(state, at["anchors"], at["positions"], length, sampler)
-            sure = raw_confidences(proposal, heat).view(torch.int16).long()
-            return proposal, torch.cat((proposal.tokens, sure), 1)
+            return proposal, told(proposal, heat)
 
         self._replay = Replay(draft, device, pool)
 
     def run(
         self, rows: Sequence[Running], temperatures: list[float], uniforms: Uniforms
-    ) -> tuple[Proposal, list[list[int]], Uniforms]:
-        """The proposal, its tokens, and its raw confidences [n, length] on their float16 grid.
+    ) -> tuple[Proposal, Tensor]:
+        """The proposal, and what is ``beliefs.told`` of it, both still to be waited for.
 
         Rows are in slots 0 .. n - 1; those that draft have no features but ``Running.kept``. The
         rest of a row's lines repeats its last one, or lands at its anchor, where the block goes.
         """
         n = len(rows)
         self._fill(rows, temperatures, uniforms)
-        proposal, told = self._replay()
-        told = told[:n].cpu().numpy()
-        sure = told[:, self.length :].astype(np.int16).view(np.float16).astype(np.float64)
-        return _first(proposal, n), told[:, : self.length].tolist(), sure
+        proposal, known = self._replay()
+        return _first(proposal, n), known[:n]
 
     def _fill(self, rows: Sequence[Running], temperatures: list[float], uniforms: Uniforms) -> None:
         host, n = self.inputs.host, len(rows)

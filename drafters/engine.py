@@ -31,7 +31,7 @@ from drafters.request import Request, Running, stream_of
 from drafters.runner import Block, Runner
 from drafters.target import Target
 from gpu_traces.manifest import Calibration
-from policies.base import Floats, Ints, Policy, StepOutcome, VerifyPlan, VerifyState
+from policies.base import Ints, Policy, StepOutcome, VerifyPlan, VerifyState
 from policies.cost import CostTable
 from policies.harness import ConfidenceLag, check_plan, frozen, rehearse
 
@@ -195,17 +195,26 @@ class Engine:
         return row
 
     def plan(self, now_s: float) -> Step:
-        """Draft, and let the policy say how much of it to verify."""
+        """Draft, and let the policy say how much of it to verify; what it can decide without the
+        drafts it decides while a device makes them."""
         self.watch.lap("overhead")
-        block = self.runner.draft(self.rows[: self.decoding])
-        self.watch.lap("draft")
+        drafting = self.runner.draft(self.rows[: self.decoding])
+        self.watch.lap("draft", wait=False)
         at = np.argsort([row.number for row in self.rows[: self.decoding]])
         rows = [self.rows[i] for i in at]
-        raw = block.raw if block else None
-        seen = confidences(self.rows[: self.decoding], raw, self.gamma, self.calibration)
-        state = self._state(rows, seen[at], now_s)
+        state = self._state(rows, now_s)
+        if rows and self.policy.lag:
+            state = state._replace(budget=self.policy.size(state))
+        self.watch.lap("plan", wait=False)
+        block = drafting.block() if drafting else None
+        self.watch.lap("draft")
         plan = VerifyPlan(np.empty(0, dtype=np.int64))
         if rows:
+            raw = block.raw if block else None
+            seen = confidences(self.rows[: self.decoding], raw, self.gamma, self.calibration)
+            current = frozen(seen[at])
+            lagged = frozen(self.lag.push(state.slots, current))
+            state = state._replace(current=current, lagged=lagged)
             plan = self.policy.plan(state)
             check_plan(self.policy, state, plan)
         self.watch.lap("plan")
@@ -237,14 +246,16 @@ class Engine:
 
     # --- parts of plan ---
 
-    def _state(self, rows: list[Running], current: Floats, now_s: float) -> VerifyState:
+    def _state(self, rows: list[Running], now_s: float) -> VerifyState:
+        """What a policy sees before there are drafts."""
         slots = column([row.slot for row in rows])
         joining = zip(self.rows[self.decoding :], self.chunks, strict=True)
+        unknown = frozen(np.full((len(rows), self.gamma), np.nan))
         return VerifyState(
             step=len(self.log),
             time_s=now_s,
-            current=frozen(current),
-            lagged=frozen(self.lag.push(slots, current)) if rows else current,
+            current=unknown,
+            lagged=frozen(self.lag.past(slots)) if self.policy.lag else unknown,
             drafted=column([row.drafted for row in rows]),
             slots=slots,
             fresh=frozen(np.array([row.fresh for row in rows], dtype=np.bool_)),

@@ -129,7 +129,7 @@ class Profiler:
                     row.kept = 0, count
                 else:
                     row.pending = [self.features[:count]]
-            return lambda: self.runner.draft(rows)
+            return lambda: self.runner.draft(rows).block()
         lengths, block = lengths_of(cell), None
         if max(lengths):
             tokens = torch.zeros(cell.requests, max(lengths), dtype=torch.long)

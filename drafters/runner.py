@@ -16,7 +16,7 @@ from torch import Tensor
 
 from drafters.base import Drafter, Proposal, Sampler
 from drafters.batch import make_batch
-from drafters.beliefs import raw_confidences
+from drafters.beliefs import heard, told
 from drafters.block import BlockDrafter
 from drafters.captured import CapturedDraft, CapturedPass
 from drafters.graphs import captured_sizes, memory_pool, next_size, powers_of_two, say_once
@@ -40,6 +40,18 @@ class Block(NamedTuple):
     """[n, k] raw confidences on their grid (``drafters.beliefs``)."""
     proposal: Proposal
     """The same on the device."""
+
+
+class Drafting(NamedTuple):
+    """A block that the device may still be at work on."""
+
+    proposal: Proposal
+    told: Tensor
+    """[n, 2 k], see ``drafters.beliefs``."""
+
+    def block(self) -> Block:
+        """The block, once it is there."""
+        return Block(*heard(self.told), self.proposal)
 
 
 class Outcome(NamedTuple):
@@ -162,8 +174,8 @@ class Runner:
 
     # --- drafting ---
 
-    def draft(self, rows: Sequence[Running]) -> Block | None:
-        """A block for each row, as long as the longest one wanted; None if none is."""
+    def draft(self, rows: Sequence[Running]) -> Drafting | None:
+        """Begin a block for each row, as long as the longest one wanted; None if none is."""
         longest = max((row.drafted for row in rows), default=0)
         if self.drafter is None or not longest:
             return None
@@ -176,20 +188,21 @@ class Runner:
         if self.captures_drafts:
             count = next_size(self.counts, len(rows))
             captured = self._captured_draft(count, longest, hot and self._draws_apart)
-            proposal, tokens, raw = captured.run(rows, heat, uniforms)
+            drafting = Drafting(*captured.run(rows, heat, uniforms))
         else:
-            proposal, tokens, raw = self._propose(rows, longest, hot, uniforms)
+            drafting = self._propose(rows, longest, hot, uniforms)
         for row in rows:
             if row.drafted:
                 row.extended, row.kept = row.cached, (0, 0)
-        if proposal.drafted is not None:
-            for row, real in zip(rows, proposal.drafted.tolist(), strict=True):
+        found = drafting.proposal.drafted
+        if found is not None:
+            for row, real in zip(rows, found.tolist(), strict=True):
                 row.drafted = min(row.drafted, real)
-        return Block(tokens, raw, proposal)
+        return drafting
 
     def _propose(
         self, rows: Sequence[Running], longest: int, hot: bool, uniforms: Uniforms
-    ) -> tuple[Proposal, list[list[int]], Uniforms]:
+    ) -> Drafting:
         anchors = self._tensor([row.tokens[-1] for row in rows])
         positions = self._tensor([row.cached for row in rows])
         heat = temperatures_of(rows, self.device)
@@ -197,8 +210,7 @@ class Runner:
         drawn = torch.from_numpy(uniforms).to(self.device)
         sampler = Sampler(heat, drawn, any_hot=hot, fused=fused)
         proposal = self.drafter.propose(self.state, anchors, positions, longest, sampler)
-        raw = raw_confidences(proposal, heat).cpu().numpy().astype(np.float64)
-        return proposal, proposal.tokens.tolist(), raw
+        return Drafting(proposal, told(proposal, heat))
 
     def extend(self, rows: Sequence[Running]) -> None:
         """Give the drafter the ``pending`` features of the rows that draft; equally long parts

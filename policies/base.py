@@ -5,7 +5,8 @@ j of request r is accepted given that all before it were; survival S[r, j] is th
 for i <= j; l[r] is the number of draft tokens of r that are verified this step.
 
 A step goes: draft (for the requests and lengths that the previous plan asked for), ``plan``, one
-target pass over R anchors + sum(l) draft tokens + prefill-chunk tokens, ``observe``.
+target pass over R anchors + sum(l) draft tokens + prefill-chunk tokens, ``observe``. An engine
+whose device drafts while the host is free asks for the ``size`` meanwhile.
 """
 
 from __future__ import annotations
@@ -64,6 +65,8 @@ class VerifyState(NamedTuple):
     """What the engine believes a step costs."""
     true_accepted: Ints | None = None
     """[R] accepted length of each full block: only for policies marked ``analysis_only``."""
+    budget: int | None = None
+    """What ``Policy.size`` has said of this step; None where it was not asked."""
 
 
 class VerifyPlan(NamedTuple):
@@ -123,6 +126,12 @@ class Policy(Protocol):
 
     def plan(self, state: VerifyState) -> VerifyPlan:
         """Lengths for this step."""
+
+    def size(self, state: VerifyState) -> int | None:
+        """Draft tokens to verify in this step, for a policy that sizes by ``lagged`` values: the
+        state that ``plan`` will get, as it is before this step's drafts exist (``current`` reads
+        NaN). None: ``plan`` decides on its own. Changes nothing in the policy."""
+        return None
 
     def observe(self, outcome: StepOutcome) -> None:
         """Learn from a finished step; called once per plan, in order."""

@@ -20,7 +20,7 @@ from typing import ClassVar
 from policies.base import Policy, VerifyPlan, VerifyState
 from policies.limits import in_range
 from policies.registry import register
-from policies.select import best_lengths
+from policies.select import lagged_budget, spend
 
 
 @register
@@ -40,12 +40,14 @@ class HardwareAware(Policy):
         self.lag = config.lag
         self.anticipating = config.lag == 0
 
-    def plan(self, state: VerifyState) -> VerifyPlan:
-        """The best lagged budget, spent on the best current drafts."""
+    def size(self, state: VerifyState) -> int:
+        """The argmax of the whole curve, on lagged values."""
         cost, base = state.cost, state.sampling_requests
-        return VerifyPlan(
-            best_lengths(
-                state.lagged, state.current, state.drafted, base, 0, state.other_tokens,
-                cost.draft_s, cost.verify_s,
-            )
-        )  # fmt: skip
+        return lagged_budget(
+            state.lagged, state.drafted, base, 0, state.other_tokens, cost.draft_s, cost.verify_s
+        )
+
+    def plan(self, state: VerifyState) -> VerifyPlan:
+        """That budget, spent on the best current drafts."""
+        budget = self.size(state) if state.budget is None else state.budget
+        return VerifyPlan(spend(state.current, state.drafted, budget))

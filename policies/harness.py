@@ -30,14 +30,18 @@ class ConfidenceLag:
         """Forget what an earlier request left in ``slot``."""
         self._ring[:, slot] = 1.0
 
+    def past(self, slots: Ints) -> Floats:
+        """Confidences [R, gamma] of ``lag`` >= 1 steps before the one that is to be pushed."""
+        lagged: Floats = self._ring[(self._step + 1) % (self.lag + 1), slots]
+        return lagged
+
     def push(self, slots: Ints, current: Floats) -> Floats:
         """Store this step's confidences [R, gamma]; return those of ``lag`` steps ago."""
         if self.lag == 0:
             return current
-        now = self._step % (self.lag + 1)
-        self._ring[now, slots] = current
+        lagged = self.past(slots)
+        self._ring[self._step % (self.lag + 1), slots] = current
         self._step += 1
-        lagged: Floats = self._ring[self._step % (self.lag + 1), slots]
         return lagged
 
 

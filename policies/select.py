@@ -111,13 +111,18 @@ def believed_cost_s(
 
 
 @njit(cache=True)
-def best_lengths(
-    lagged: Confidences, current: Confidences, drafted: Ints, base: float, batch: int,
-    other_tokens: int, draft_s: Floats, verify_s: Floats,
-) -> Ints:  # fmt: skip
-    """Lengths [R]: the best budget of the lagged survivals, spent on the best current ones."""
+def lagged_budget(
+    lagged: Confidences, drafted: Ints, base: float, batch: int, other_tokens: int,
+    draft_s: Floats, verify_s: Floats,
+) -> int:  # fmt: skip
+    """The best budget of the lagged survivals; arguments as ``believed_cost_s`` has them."""
     fixed_s, curve_s = believed_cost_s(drafted, batch, other_tokens, draft_s, verify_s)
-    budget, _ = best_budget(survivals(lagged, drafted), base, fixed_s, curve_s)
+    return int(best_budget(survivals(lagged, drafted), base, fixed_s, curve_s)[0])
+
+
+@njit(cache=True)
+def spend(current: Confidences, drafted: Ints, budget: int) -> Ints:
+    """Lengths [R] that admit the ``budget`` likeliest drafts."""
     return top_budget(survivals(current, drafted), drafted, budget)
 
 
@@ -150,7 +155,8 @@ def warm_up() -> None:
             draft_s = np.ones((3, 4))
             draft_s.setflags(write=False)
             believed_cost_s(drafted, 0, 2, draft_s, curve)
-            best_lengths(confidences, confidences, drafted, 2, 0, 2, draft_s, curve)
+            lagged_budget(confidences, drafted, 2, 0, 2, draft_s, curve)
+            spend(confidences, drafted, 2)
             draft_counts(drafted)
             prefix_above(confidences, drafted, 0.5, True)
             top_budget(survival, drafted, 2)

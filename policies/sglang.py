@@ -25,7 +25,7 @@ from policies.base import Floats, Policy, VerifyPlan, VerifyState
 from policies.limits import in_range
 from policies.order import best_budget
 from policies.registry import register
-from policies.select import step_cost_s, survivals, top_budget
+from policies.select import spend, step_cost_s, survivals
 
 MIN_SURVIVAL = 1e-6
 COST_RULE = {"additive": "clamp", "1d": "floor"}
@@ -56,24 +56,24 @@ class Sglang(Policy):
         self.anticipating = config.lag == 0
 
     def plan(self, state: VerifyState) -> VerifyPlan:
-        """The best budget, aligned to a tier and floored per request when asked to."""
+        """The budget spent on the best current drafts, floored per request when asked to."""
         if state.other_tokens > state.drafted.size:
             return VerifyPlan(state.drafted.copy(), adaptive=False)
-        budget = self._budget(state)
-        if self.config.align_tiers:
-            budget = _fill_tier(state, budget)
-        lengths = top_budget(survivals(state.current, state.drafted), state.drafted, budget)
+        budget = self.size(state) if state.budget is None else state.budget
+        lengths = spend(state.current, state.drafted, budget)
         floor = np.minimum(state.drafted, self.config.min_length)
         return VerifyPlan(np.maximum(lengths, floor))
 
-    def _budget(self, state: VerifyState) -> int:
+    def size(self, state: VerifyState) -> int:
+        """The argmax on lagged values, aligned to a tier when asked to."""
         stale = survivals(state.lagged, state.drafted)
         candidates = int(np.count_nonzero(stale >= MIN_SURVIVAL))
         fixed_s, verify_s = step_cost_s(state)
         if self.config.table == "1d":
             fixed_s, verify_s = 0.0, self._diagonal(state, verify_s)
         verify_s = verify_s[: candidates + 1]
-        return best_budget(stale, state.drafted.size, fixed_s, verify_s)[0]
+        budget, _ = best_budget(stale, state.drafted.size, fixed_s, verify_s)
+        return _fill_tier(state, budget) if self.config.align_tiers else budget
 
     def _diagonal(self, state: VerifyState, verify_s: Floats) -> Floats:
         draft_s = state.cost.draft_s[-1]

@@ -22,7 +22,7 @@ from policies.fixed import uniform_plan
 from policies.limits import in_range
 from policies.order import best_budget
 from policies.registry import register
-from policies.select import step_cost_s, survivals, top_budget
+from policies.select import spend, step_cost_s, survivals
 
 
 @register
@@ -46,17 +46,21 @@ class TensorRtLlm(Policy):
         self.anticipating = config.lag == 0
 
     def plan(self, state: VerifyState) -> VerifyPlan:
-        """Nothing above the limit, the full block when trimming gains little, else the argmax."""
+        """Nothing above the limit, else the budget spent on the best current drafts."""
         limit = self.config.max_concurrency
         crowded = 0 < limit < state.sampling_requests
         self.first_draft = 0 if crowded else self.gamma
         if crowded:
             return uniform_plan(state, 0)
+        budget = self.size(state) if state.budget is None else state.budget
+        adaptive = budget < state.drafted.sum()
+        return VerifyPlan(spend(state.current, state.drafted, budget), adaptive=bool(adaptive))
+
+    def size(self, state: VerifyState) -> int:
+        """The argmax on lagged values; the full block when trimming gains little."""
         fixed_s, verify_s = step_cost_s(state)
         stale, tokens = survivals(state.lagged, state.drafted), state.sampling_requests
         budget, rate = best_budget(stale, tokens, fixed_s, verify_s)
         full_rate = (tokens + float(stale.sum())) / (fixed_s + verify_s[-1])
-        if rate < (1.0 + self.config.min_gain) * full_rate:
-            return VerifyPlan(state.drafted.copy(), adaptive=False)
-        current = survivals(state.current, state.drafted)
-        return VerifyPlan(top_budget(current, state.drafted, budget))
+        trims = rate >= (1.0 + self.config.min_gain) * full_rate
+        return budget if trims else int(state.drafted.sum())

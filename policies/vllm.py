@@ -19,7 +19,7 @@ from typing import ClassVar
 from policies.base import Policy, VerifyPlan, VerifyState
 from policies.limits import in_range
 from policies.registry import register
-from policies.select import best_lengths
+from policies.select import lagged_budget, spend
 
 
 @register
@@ -40,12 +40,15 @@ class Vllm(Policy):
         self.lag = config.lag
         self.anticipating = config.lag == 0
 
-    def plan(self, state: VerifyState) -> VerifyPlan:
-        """The argmax of the whole curve, spent on the best current drafts."""
+    def size(self, state: VerifyState) -> int:
+        """The argmax of the whole curve, on lagged values; drafting charged for the whole batch."""
         cost, requests = state.cost, state.sampling_requests
-        return VerifyPlan(
-            best_lengths(
-                state.lagged, state.current, state.drafted, requests, requests, state.other_tokens,
-                cost.draft_s, cost.verify_s,
-            )
+        return lagged_budget(
+            state.lagged, state.drafted, requests, requests, state.other_tokens,
+            cost.draft_s, cost.verify_s,
         )  # fmt: skip
+
+    def plan(self, state: VerifyState) -> VerifyPlan:
+        """That budget, spent on the best current drafts."""
+        budget = self.size(state) if state.budget is None else state.budget
+        return VerifyPlan(spend(state.current, state.drafted, budget))

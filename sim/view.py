@@ -56,6 +56,7 @@ class View:
                 counts[s.TAIL] - counts[s.HEAD],
                 self.replica.cost,
                 self._truth(rows) if self.replica.policy.analysis_only else None,
+                None,
             ),
         )
 

@@ -13,6 +13,7 @@ from drafters.engine import IDLE_S, Engine, EngineConfig
 from drafters.errors import UserError
 from drafters.ngram import NgramDrafter
 from drafters.request import Request, Running
+from drafters.runner import Drafting
 from drafters.target import Target, load_target
 from policies.base import Policy, StepOutcome, VerifyPlan, VerifyState
 from policies.registry import create, get, names
@@ -213,6 +214,9 @@ class Spy:
         self.states: list[VerifyState] = []
         self.outcomes: list[StepOutcome] = []
 
+    def size(self, state: VerifyState) -> int | None:
+        return self.inner.size(state)
+
     def plan(self, state: VerifyState) -> VerifyPlan:
         self.states.append(state)
         return self.inner.plan(state)
@@ -254,6 +258,48 @@ def test_policy_sees_and_hears_what_the_contract_says(llama) -> None:
     total = sum(sum(a) for a in log["accepted"])
     assert total == sum(row.accepted for row in engine.ended) > 0
     assert sum(int(o.finished.sum()) for o in spy.outcomes) == len(asked)
+
+
+class Ahead(Spy):
+    """Notes what it was shown when it was asked for a size, and when the host read a block."""
+
+    def __init__(self, inner: Policy) -> None:
+        super().__init__(inner, inner.lag)
+        self.cost_rule = inner.cost_rule
+        self.calls: list[str] = []
+        self.early: list[VerifyState] = []
+
+    def size(self, state: VerifyState) -> int | None:
+        self.calls.append("size")
+        self.early.append(state)
+        return super().size(state)
+
+    def plan(self, state: VerifyState) -> VerifyPlan:
+        self.calls.append("plan")
+        return super().plan(state)
+
+
+@pytest.mark.parametrize("name", ["hardware-aware", "vllm", "sglang", "tensorrt-llm"])
+def test_a_size_is_settled_before_the_drafts_are_waited_for(llama, monkeypatch, name: str) -> None:
+    """With all but the confidences of the plan's own state; the runs are those of a policy that is
+    not asked ahead."""
+    target, asked, outputs = llama
+    spy = Ahead(create(name, GAMMA))
+    read = Drafting.block
+    monkeypatch.setattr(Drafting, "block", lambda self: spy.calls.append("read") or read(self))
+    engine = run(target, informed(asked, outputs), spy, asked)  # type: ignore[arg-type]
+    assert spy.calls == ["size", "read", "plan"] * len(spy.states)
+    for early, state in zip(spy.early, spy.states, strict=True):
+        assert np.isnan(early.current).all()
+        for field in set(VerifyState._fields) - {"current", "budget"}:
+            assert np.array_equal(getattr(early, field), getattr(state, field))
+        assert state.budget == spy.inner.size(state)
+    plain = create(name, GAMMA)
+    monkeypatch.setattr(plain, "size", lambda state: None)
+    monkeypatch.setattr(plain, "plan", lambda state: create(name, GAMMA).plan(state))
+    again = run(target, informed(asked, outputs), plain, asked)
+    assert again.log.columns["lengths"] == engine.log.columns["lengths"]
+    assert sum(sum(step) for step in engine.log.columns["lengths"]) > 0
 
 
 class Pausing(Spy):

@@ -100,6 +100,31 @@ def test_order_of_rows_does_not_matter(name: str, gamma: int, rows: int, seed: i
         np.testing.assert_array_equal(plans[0][order], plans[1])
 
 
+SIZED = [n for n in names() if create(n, 7).size(make_state(7, 3, 0)) is not None]
+
+
+@pytest.mark.parametrize("name", SIZED)
+@EXAMPLES
+@given(gamma=gammas, rows=st.integers(1, 12), seed=seeds)
+def test_a_size_comes_before_the_drafts(name: str, gamma: int, rows: int, seed: int) -> None:
+    """What is sized while drafts are being made is what ``plan`` would have sized: no size reads
+    current values, and asking for it leaves no mark."""
+    policy = lived(name, gamma, seed)
+    state = make_state(gamma, rows, seed)
+    budget = policy.size(state._replace(current=np.full((rows, gamma), np.nan)))
+    assert budget is not None
+    assert policy.lag >= 1
+    plans = [policy.plan(s) for s in (state, state._replace(budget=budget))]
+    np.testing.assert_array_equal(plans[0].lengths, plans[1].lengths)
+    assert plans[0].adaptive == plans[1].adaptive
+    assert plans[0].lengths.sum() == min(budget, state.drafted.sum()) or not plans[0].adaptive
+
+
+def test_every_policy_that_sizes_by_the_past_says_so_ahead() -> None:
+    """All with a lag but ``ascend``, which counts once in 16 steps."""
+    assert sorted(SIZED) == sorted({n for n in names() if create(n, 7).lag} - {"ascend"})
+
+
 def change_later(state: VerifyState, row: int, position: int) -> VerifyState:
     """The same step with the confidences of ``row`` after its first ``position`` ones turned over.
 
