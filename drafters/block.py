@@ -18,7 +18,7 @@ from drafters.base import Draw, Proposal, Sampler
 from drafters.block_rows import RowCache
 from drafters.config import DraftConfig
 from drafters.heads import ConfidenceHead, MarkovHead
-from drafters.layers import DecoderLayer, RMSNorm, attend, attention_bias, rope_table
+from drafters.layers import DecoderLayer, RMSNorm, attend, attention_bias
 from drafters.module import DraftModule
 from drafters.target import KVCache
 
@@ -228,7 +228,7 @@ class BlockDrafter(DraftModule):
 
     def _rope(self, positions: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
         """Tables of fp32 angles, rounded once for all layers."""
-        cos, sin = rope_table(positions, self.config.shape.head_dim, self.config.shape.rope_theta)
+        cos, sin = self.config.shape.rope.table(positions, self.config.shape.head_dim)
         return cos.to(dtype), sin.to(dtype)
 
 

@@ -262,7 +262,7 @@ def _fresh(config: DraftConfig) -> dict[str, Any]:
         "head_dim": shape.head_dim,
         "rms_norm_eps": shape.rms_norm_eps,
         "attention_bias": shape.attention_bias,
-        "rope_parameters": {"rope_theta": shape.rope_theta, "rope_type": "default"},
+        "rope_parameters": shape.rope.config(),
         "num_hidden_layers": config.num_layers,
         "layer_types": ["full_attention"] * config.num_layers,
         "tie_word_embeddings": False,

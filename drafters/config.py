@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from drafters.errors import UserError
 from drafters.layers import LayerShape
+from drafters.rope import number, rope_of
 
 HEAD_TYPES = ("vanilla", "gated", "rnn")
 MODEL_TYPES = ("llama", "qwen3")
@@ -61,8 +61,8 @@ def layer_shape(config: dict[str, Any]) -> LayerShape:
         num_heads=heads,
         num_kv_heads=config.get("num_key_value_heads") or heads,
         head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-        rms_norm_eps=_positive("rms_norm_eps", config["rms_norm_eps"]),
-        rope_theta=_rope_theta(config),
+        rms_norm_eps=number("rms_norm_eps", config["rms_norm_eps"]),
+        rope=rope_of(config),
         qk_norm=config["model_type"] == "qwen3",
         attention_bias=_flag(config, "attention_bias"),
     )
@@ -91,22 +91,6 @@ def _check_layer(config: dict[str, Any]) -> None:
         raise ValueError(f"layer_types is {kinds!r}; supported: full_attention in every layer")
     if config.get("mlp_bias"):
         raise ValueError(f"mlp_bias is {config['mlp_bias']!r}; supported: false")
-
-
-def _rope_theta(config: dict[str, Any]) -> float:
-    """Base of the rotary angles; ``rope_scaling`` is the older name of ``rope_parameters``."""
-    given = []
-    for key in ("rope_parameters", "rope_scaling"):
-        rope = config.get(key) or {}
-        if not isinstance(rope, dict):
-            raise ValueError(f"{key} is {rope!r}; it must be an object or null")
-        kind = rope.get("rope_type") or rope.get("type") or "default"
-        if kind != "default":
-            raise ValueError(f"rope_type {kind!r} is not supported; supported: default")
-        given.append(rope.get("rope_theta"))
-    given.append(config.get("rope_theta"))
-    theta = next((value for value in given if value is not None), 10000.0)
-    return _positive("rope_theta", theta)
 
 
 def read_config(path: Path) -> DraftConfig:
@@ -168,13 +152,6 @@ def _whole(raw: dict[str, Any], key: str, least: int = 1) -> int:
 def _optional(raw: dict[str, Any], key: str) -> int:
     """``raw[key]``, an integer; 0 where it is absent or null."""
     return 0 if raw.get(key) is None else _whole(raw, key, least=0)
-
-
-def _positive(key: str, value: object) -> float:
-    """``value`` of ``key``, a positive finite number."""
-    if type(value) not in (int, float) or not 0 < value < math.inf:
-        raise ValueError(f"{key} is {value!r}; it must be a positive number")
-    return float(value)
 
 
 def _flag(raw: dict[str, Any], key: str) -> bool:

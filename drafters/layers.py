@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from drafters import kernels
+from drafters.rope import Rope
 
 # cuDNN's attention builds a plan for every new shape, tens of milliseconds each, and lengths here
 # are new at almost every call.
@@ -29,7 +30,7 @@ class LayerShape:
     num_kv_heads: int
     head_dim: int
     rms_norm_eps: float
-    rope_theta: float
+    rope: Rope
     qk_norm: bool
     attention_bias: bool = False
     input_size: int | None = None
@@ -51,20 +52,12 @@ class RMSNorm(nn.Module):
         return self.weight * wide.to(x.dtype)
 
 
-def rope_table(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of rotary angles, each [..., head_dim] fp32, for absolute ``positions``."""
-    index = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device)
-    angles = positions.float().unsqueeze(-1) * theta ** (-index / head_dim)
-    angles = torch.cat((angles, angles), dim=-1)
-    return angles.cos(), angles.sin()
-
-
 class RopeTable:
-    """``rope_table`` of all positions below ``capacity``, to be looked up."""
+    """Cosine and sine of all positions below ``capacity``, to be looked up."""
 
     def __init__(self, shape: LayerShape, capacity: int, device: torch.device) -> None:
         positions = torch.arange(capacity, device=device)
-        self._cos, self._sin = rope_table(positions, shape.head_dim, shape.rope_theta)
+        self._cos, self._sin = shape.rope.table(positions, shape.head_dim)
 
     def __call__(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine and sine, each [n, head_dim] fp32, at ``positions`` [n]."""

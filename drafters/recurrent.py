@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from drafters.base import Draw, Proposal
 from drafters.config import DraftConfig
-from drafters.layers import DecoderLayer, RMSNorm, attend, attention_bias, rope_table
+from drafters.layers import DecoderLayer, RMSNorm, attend, attention_bias
 from drafters.module import DraftModule
 from drafters.target import KVCache
 
@@ -166,4 +166,4 @@ class RecurrentDrafter(DraftModule):
         return step
 
     def _rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        return rope_table(positions, self.config.shape.head_dim, self.config.shape.rope_theta)
+        return self.config.shape.rope.table(positions, self.config.shape.head_dim)

@@ -16,6 +16,7 @@ from drafters.config import DraftConfig
 from drafters.devices import checked
 from drafters.errors import UserError
 from drafters.layers import LayerShape
+from drafters.rope import Rope
 from drafters.target import Target
 
 M = TypeVar("M", bound=nn.Module)
@@ -25,13 +26,13 @@ MARKOV_RANK = 256
 
 
 def _qwen3(hidden: int, intermediate: int, heads: int) -> LayerShape:
-    return LayerShape(hidden, intermediate, heads, 8, 128, 1e-6, 1e6, qk_norm=True)
+    return LayerShape(hidden, intermediate, heads, 8, 128, 1e-6, Rope(1e6), qk_norm=True)
 
 
 # Layer sizes, layers, vocabulary; from the models' public configurations.
 SHAPES = {
-    "tiny": (LayerShape(32, 64, 4, 2, 8, 1e-5, 1e4, qk_norm=False), 4, 97),
-    "smollm2-135m": (LayerShape(576, 1536, 9, 3, 64, 1e-5, 1e5, qk_norm=False), 30, 49152),
+    "tiny": (LayerShape(32, 64, 4, 2, 8, 1e-5, Rope(1e4), qk_norm=False), 4, 97),
+    "smollm2-135m": (LayerShape(576, 1536, 9, 3, 64, 1e-5, Rope(1e5), qk_norm=False), 30, 49152),
     "qwen3-4b": (_qwen3(2560, 9728, 32), 36, 151936),
     "qwen3-8b": (_qwen3(4096, 12288, 32), 36, 151936),
     "qwen3-14b": (_qwen3(5120, 17408, 40), 40, 151936),

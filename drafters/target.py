@@ -29,7 +29,6 @@ from drafters.layers import (
     attend,
     attention_bias,
     causal,
-    rope_table,
     rotate,
 )
 
@@ -90,7 +89,7 @@ class KVCache:
     def prepare(self, batch: Batch) -> Prepared:
         """See ``RaggedCache``."""
         shape, dtype = self._shape, self.keys.dtype
-        rope = rope_table(batch.positions, shape.head_dim, shape.rope_theta)
+        rope = shape.rope.table(batch.positions, shape.head_dim)
         return Prepared(rope, [attention_bias(g.mask, shape, dtype) for g in batch.groups])
 
     def attend(
@@ -172,7 +171,7 @@ class Target(nn.Module):
         writes is overwritten before anything can see it.
         """
         x = self.embed_tokens(tokens)
-        rope = rope_table(positions, self.shape.head_dim, self.shape.rope_theta)
+        rope = self.shape.rope.table(positions, self.shape.head_dim)
         looks_back = cache is not None and not fresh
         span = int(positions.max()) + 1 if looks_back else tokens.shape[1]
         if looks_back:

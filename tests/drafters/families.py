@@ -11,6 +11,7 @@ from drafters.layers import LayerShape
 from drafters.module import DraftModule
 from drafters.mtp import MTPDrafter
 from drafters.presets import share_embeddings
+from drafters.rope import Rope
 from drafters.target import Target
 
 SHAPE = LayerShape(
@@ -20,7 +21,7 @@ SHAPE = LayerShape(
     num_kv_heads=2,
     head_dim=8,
     rms_norm_eps=1e-5,
-    rope_theta=10000.0,
+    rope=Rope(10000.0),
     qk_norm=True,
 )
 LAYERS = 3

@@ -22,8 +22,9 @@ VOCAB, GAMMA, NEW = 97, 5, 24
 WORDS = "zero one two three four five six seven eight nine ten plus minus is"
 
 
-def save_model(folder: Path, architecture: str = "llama") -> torch.nn.Module:
-    """Save a random transformers model of 4 layers, large weights and no stop token; returns it."""
+def save_model(folder: Path, architecture: str = "llama", **more: Any) -> torch.nn.Module:
+    """Save a random transformers model of 4 layers, large weights and no stop token; returns it.
+    ``more`` of its configuration."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.for_model(
@@ -38,6 +39,7 @@ def save_model(folder: Path, architecture: str = "llama") -> torch.nn.Module:
         initializer_range=0.3,
         bos_token_id=None,
         eos_token_id=None,
+        **more,
     )
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()

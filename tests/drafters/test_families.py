@@ -12,7 +12,7 @@ from torch import Tensor
 
 from drafters.base import Sampler
 from drafters.block import BlockDrafter
-from drafters.layers import attend, attention_bias, causal, rope_table
+from drafters.layers import attend, attention_bias, causal
 from drafters.recurrent import RecurrentDrafter
 from drafters.target import Target
 from tests.drafters.families import FAMILIES, features_of, tiny_drafter, tiny_target
@@ -148,7 +148,7 @@ def whole_sequence(
         else:
             residual = drafter.eh_proj(torch.cat((drafter.enorm(e), drafter.hnorm(h)), -1))
             given = layer.input_layernorm(residual)
-        rope = rope_table(torch.arange(anchor + k)[None], shape.head_dim, shape.rope_theta)
+        rope = shape.rope.table(torch.arange(anchor + k)[None], shape.head_dim)
         q = layer.self_attn.queries(given[None], rope)
         bias = attention_bias(causal(anchor + k, q.device), shape, q.dtype)
         attended = attend(q, *layer.self_attn.keys_values(given[None], rope), bias)

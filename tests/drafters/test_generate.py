@@ -11,11 +11,12 @@ from safetensors.torch import load_file, save_file
 from drafters import generate
 from drafters.generate import Generator, Response
 from drafters.layers import LayerShape
+from drafters.rope import Rope
 from drafters.target import Target
 from tests.drafters.live import save_model, save_tokenizer
 from tests.limits import largest_file
 
-SHAPE = LayerShape(32, 64, 4, 2, 8, 1e-5, 10000.0, qk_norm=True)
+SHAPE = LayerShape(32, 64, 4, 2, 8, 1e-5, Rope(10000.0), qk_norm=True)
 
 
 def queue() -> list[Response]:

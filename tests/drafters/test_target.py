@@ -13,15 +13,7 @@ from drafters.errors import UserError
 from drafters.target import load_target
 from tests.drafters.live import save_model
 
-LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 500000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
-YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
 SLIDING = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2}
 
 
@@ -50,9 +42,8 @@ def replace_weights(folder: Path, **changes: torch.Tensor | None) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rope_parameters": LLAMA3}, "rope_type 'llama3' is not supported; supported: default"),
-        ({"rope_parameters": YARN | {"rope_theta": 1e6}}, "rope_type 'yarn' is not supported"),
-        ({"rope_parameters": None, "rope_scaling": YARN}, "rope_type 'yarn' is not supported"),
+        ({"rope_parameters": DYNAMIC}, "rope_type 'dynamic' is not supported; supported: default"),
+        ({"rope_parameters": None, "rope_scaling": DYNAMIC}, "rope_type 'dynamic' is not"),
         (SLIDING | {"layer_types": None}, "'sliding_attention'.*supported: full_attention"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported; supported: silu"),
         ({"num_attention_heads": 0}, "num_attention_heads is 0; it must be a positive integer"),

@@ -18,13 +18,14 @@ from drafters.checkpoint import save_drafter
 from drafters.errors import UserError
 from drafters.layers import LayerShape
 from drafters.presets import build_drafter
+from drafters.rope import Rope
 from drafters.target import Target, load_target
 from drafters.trace import check_confidences, dense_anchors, main
 from gpu_traces.bundle import read_bundle
 from tests.drafters.live import block_drafter, save_model, save_tokenizer
 from tests.limits import largest_file
 
-SHAPE = LayerShape(32, 64, 4, 2, 8, 1e-5, 10000.0, qk_norm=False)
+SHAPE = LayerShape(32, 64, 4, 2, 8, 1e-5, Rope(10000.0), qk_norm=False)
 VOCAB, GAMMA = 61, 4
 
 
