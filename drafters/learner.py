@@ -7,15 +7,18 @@ import csv
 import hashlib
 import math
 import pickle
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from drafters.bigrams import Bigrams
 from drafters.checkpoint import save_drafter, storing
+from drafters.corpus import Sequence as Text
 from drafters.errors import UserError
 from drafters.module import DraftModule
 from drafters.objectives import DEFAULT_WEIGHTS, Weights, make_objective, metrics, trained_depth
@@ -69,6 +72,11 @@ DAMAGED = (
     ValueError,
 )
 """What reading a state raises that is cut short, overwritten or incomplete."""
+STEERING = (
+    "seed", "batch", "anchors", "negatives", "longest", "lr", "ce", "l1", "confidence", "decay",
+    "hidden", "depth",
+)  # fmt: skip
+"""Options that decide what a step teaches, beside the drafter's own."""
 SAMPLE = 4096  # values of each weight that tell two targets apart
 
 
@@ -82,6 +90,7 @@ class Learner:
         target: Target,
         args: argparse.Namespace,
         out: Path,
+        sequences: Sequence[Text],
         bigrams: Bigrams | None = None,
     ) -> None:
         kind, sizes = parse(name)
@@ -92,7 +101,9 @@ class Learner:
         else:
             chosen = argparse.Namespace(**{**vars(args), **sizes, "head": head or "vanilla"})
             self.drafter = build_drafter(family, target, chosen, bigrams).to(args.device)
-        self.fixed = fixed_options(kind, self.drafter, target, args)
+        self.fixed = fixed_options(kind, self.drafter, target, args) | {
+            "responses": digest(sequences)
+        }
         learned = list(self._learned().values())
         self.optimizer = torch.optim.AdamW(learned, lr=args.lr, weight_decay=0.0)
         depth = trained_depth(family, args.gamma, args.depth)
@@ -210,7 +221,16 @@ def fixed_options(
         "--rank": config.markov_rank,
         "--feature-layers": list(config.target_layer_ids),
         "mask token": config.mask_token_id,
+        **{f"--{name}": getattr(args, name) for name in STEERING},
     }
+
+
+def digest(sequences: Sequence[Text]) -> str:
+    """How many texts there are, and eight hex digits of their tokens."""
+    said = hashlib.sha256()
+    for text in sequences:
+        said.update(np.append(text.tokens.numpy(), -text.start).tobytes())
+    return f"{len(sequences)} ({said.hexdigest()[:8]})"
 
 
 def fingerprint(target: Target) -> str:

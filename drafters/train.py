@@ -60,7 +60,7 @@ class Trainer:
         self.sequences = load_sequences(responses, args.longest, self.target.vocab_size)
         bigrams = self._bigrams(folders)
         self.learners = [
-            Learner(name, self.target, args, folder, bigrams)
+            Learner(name, self.target, args, folder, self.sequences, bigrams)
             for name, folder in zip(args.drafter, folders, strict=True)
         ]
         layers = {i for learner in self.learners for i in learner.drafter.feature_layers}

@@ -157,6 +157,10 @@ def test_a_stopped_run_ends_as_an_undisturbed_one(
         ("--layers", "2", "with --layers 1, this one has 2"),
         ("--gamma", "3", f"with --gamma {GAMMA}, this one has 3"),
         ("--feature-layers", "0", "with --feature-layers [1], this one has [0]"),
+        ("--lr", "1e-5", "this one has 1e-05"),
+        ("--batch", "1", "with --batch 3, this one has 1"),
+        ("--seed", "7", "with --seed 0, this one has 7"),
+        ("--responses", "other.jsonl", "with responses 3 ("),
         ("--start", "first", "with --start None, this one has "),
         ("--target", "other", f"with target weights {fingerprint(TARGET)}, this one has "),
     ],
@@ -178,6 +182,12 @@ def test_a_run_with_other_options_is_not_resumed(
     if option == "--target":
         other = tiny_target(VOCAB, seed=1)
         monkeypatch.setattr(train, "load_target", lambda *_: other)
+    elif option == "--responses":
+        lines = responses.read_text().splitlines(keepends=True)
+        (tmp_path / value).write_text("".join(lines[1:]))
+        made[made.index(option) + 1] = str(tmp_path / value)
+    elif option == "--seed":
+        made += [option, value]
     elif option == "--start":
         shutil.copytree(out, tmp_path / "first")
         made += [option, str(tmp_path / "first")]
