@@ -24,11 +24,12 @@ import torch
 
 from drafters.base import Drafter
 from drafters.beliefs import column, confidences
+from drafters.drafting import Block
 from drafters.errors import UserError
 from drafters.limits import EngineConfig, block_pool, check, effective, make_runner, refusal
 from drafters.records import StepLog, Stopwatch
 from drafters.request import Request, Running, stream_of
-from drafters.runner import Block, Runner
+from drafters.runner import Runner
 from drafters.target import Target
 from gpu_traces.manifest import Calibration
 from policies.base import Ints, Policy, StepOutcome, VerifyPlan, VerifyState
@@ -148,7 +149,7 @@ class Engine:
         budget = self.config.max_step_tokens
         for row in self.rows[: self.decoding]:
             if row.fresh:
-                row.drafted = first if self.runner.drafter else 0
+                row.drafted = first if self.runner.drafts else 0
             budget -= 1 + row.drafted
         self.chunks = []
         for row in self.rows[self.decoding :]:
@@ -198,7 +199,8 @@ class Engine:
         """Draft, and let the policy say how much of it to verify; what it can decide without the
         drafts it decides while a device makes them."""
         self.watch.lap("overhead")
-        drafting = self.runner.draft(self.rows[: self.decoding])
+        drafts = self.runner.drafts
+        drafting = drafts.begin(self.rows[: self.decoding]) if drafts else None
         self.watch.lap("draft", wait=False)
         at = np.argsort([row.number for row in self.rows[: self.decoding]])
         rows = [self.rows[i] for i in at]
@@ -306,7 +308,7 @@ class Engine:
         wanted = step.plan.draft
         for i, row in enumerate(step.rows):
             row.drafted = self.gamma if wanted is None else int(wanted[i])
-            if self.runner.drafter is None:
+            if self.runner.drafts is None:
                 row.drafted = 0
 
     def _leave(self, now_s: float) -> None:

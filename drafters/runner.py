@@ -1,7 +1,6 @@
-"""The device half of the live loop: drafting, the ragged target pass, acceptance.
+"""The target's half of the live loop on the device: the ragged pass and acceptance.
 
-Row i of every call is the sequence in cache slot i of the drafter's state, and of the target's
-cache unless that one is paged.
+Row i of every call is the sequence in cache slot i, unless the cache is paged.
 """
 
 from __future__ import annotations
@@ -10,48 +9,21 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from drafters.base import Drafter, Proposal, Sampler
+from drafters.base import Drafter
 from drafters.batch import make_batch
-from drafters.beliefs import heard, told
-from drafters.block import BlockDrafter
-from drafters.captured import CapturedDraft, CapturedPass
-from drafters.graphs import captured_sizes, memory_pool, next_size, powers_of_two, say_once
-from drafters.judging import Uniforms, first_tokens, judge, temperatures_of, uniforms_of
-from drafters.module import DraftModule
+from drafters.captured import CapturedPass
+from drafters.drafting import Block, DraftRunner
+from drafters.graphs import captured_sizes, memory_pool, next_size
+from drafters.judging import first_tokens, judge
 from drafters.paging import BlockPool, PagedCache, PassInputs
 from drafters.request import Running
 from drafters.sampling import greedy
 from drafters.target import KVCache, Target
 
 LEAST_CAPTURED_TOKENS, MOST_CAPTURED_TOKENS = 512, 2048  # where the largest graph lies
-ALIGNED = 16  # positions: masks of attention want rows of whole vectors
-
-
-class Block(NamedTuple):
-    """What was drafted, on the host."""
-
-    tokens: list[list[int]]
-    """[n][k] draft tokens."""
-    raw: Uniforms
-    """[n, k] raw confidences on their grid (``drafters.beliefs``)."""
-    proposal: Proposal
-    """The same on the device."""
-
-
-class Drafting(NamedTuple):
-    """A block that the device may still be at work on."""
-
-    proposal: Proposal
-    told: Tensor
-    """[n, 2 k], see ``drafters.beliefs``."""
-
-    def block(self) -> Block:
-        """The block, once it is there."""
-        return Block(*heard(self.told), self.proposal)
 
 
 class Outcome(NamedTuple):
@@ -80,10 +52,11 @@ class Pass(NamedTuple):
 
 
 class Runner:
-    """Target, drafter and their caches for ``slots`` sequences of up to ``capacity`` tokens.
+    """A target and its cache for ``slots`` sequences of up to ``capacity`` tokens; ``drafts`` is
+    the drafter's half, if there is one.
 
-    With ``paged`` the target's keys lie in the blocks of that pool, not in slots. ``graphs``, for
-    paged keys, runs passes and drafts as captured graphs (off CUDA: their replays in eager form).
+    With ``paged`` the keys lie in the blocks of that pool, not in slots. ``graphs``, for paged
+    keys, runs passes and drafts as captured graphs (off CUDA: their replays in eager form).
     """
 
     def __init__(
@@ -96,8 +69,8 @@ class Runner:
         paged: BlockPool | None = None,
         graphs: bool = False,
     ) -> None:
-        self.target, self.drafter, self.gamma = target, drafter, gamma
-        self.slots, self.capacity, self.graphs = slots, capacity, graphs
+        self.target, self.gamma, self.slots, self.graphs = target, gamma, slots, graphs
+        self.feature_layers = drafter.feature_layers if drafter else ()
         self.device = target.norm.weight.device
         like = target.norm.weight.detach()
         self.cache: KVCache | PagedCache = (
@@ -105,36 +78,17 @@ class Runner:
             if paged is None
             else PagedCache(target.num_layers, target.shape, paged, slots, capacity, like)
         )
-        self.counts = powers_of_two(slots)
         most = max(slots * (1 + gamma), LEAST_CAPTURED_TOKENS)
         self.sizes = captured_sizes(min(most, MOST_CAPTURED_TOKENS))
-        self.state = self._new_state() if drafter else None
         self._pool = memory_pool(self.device) if graphs else None
         self._passes: dict[int, CapturedPass] = {}
-        self._drafts: dict[tuple[int, int, bool], CapturedDraft] = {}
         width = len(self.feature_layers) * target.shape.hidden_size
         self._features = like.new_zeros(self.sizes[-1] if graphs else 0, width)
-        self.captures_drafts = graphs and isinstance(drafter, DraftModule)
-        self._draws_apart = not getattr(drafter, "drawn_in_one", False)
-        if graphs and drafter is not None and not self.captures_drafts:
-            say_once(f"{type(drafter).__name__} drafts eagerly: it has no shapes to capture")
-
-    def _new_state(self) -> object:
-        """The drafter's state; of a captured one, for all slots of the largest draft."""
-        if not self.graphs:
-            return self.drafter.new_state(self.slots, self.capacity)
-        if isinstance(self.drafter, BlockDrafter):
-            return self.drafter.new_rows(self.counts[-1], self.capacity)
-        room = -(-(self.capacity + self.gamma) // ALIGNED) * ALIGNED - self.gamma
-        state = self.drafter.new_state(self.counts[-1], room)
-        cache = getattr(state, "cache", state)
-        if isinstance(cache, KVCache):
-            cache.whole = True
-        return state
-
-    @property
-    def feature_layers(self) -> tuple[int, ...]:
-        return self.drafter.feature_layers if self.drafter else ()
+        self.drafts: DraftRunner | None = None
+        if drafter:
+            self.drafts = DraftRunner(
+                drafter, gamma, slots, capacity, self._features, graphs, self._pool
+            )
 
     @torch.no_grad()
     def capture(self, hot: bool) -> None:
@@ -143,9 +97,8 @@ class Runner:
             return
         for size in reversed(self.sizes):
             self._captured_pass(size)
-        for count in reversed(self.counts) if self.captures_drafts else ():
-            for heat in {False, hot and self._draws_apart}:
-                self._captured_draft(count, self.gamma, heat)
+        if self.drafts is not None:
+            self.drafts.capture(hot)
 
     def _captured_pass(self, size: int) -> CapturedPass:
         if size not in self._passes:
@@ -156,85 +109,6 @@ class Runner:
                 self.feature_layers, self._features, self._pool,
             )  # fmt: skip
         return self._passes[size]
-
-    def _captured_draft(self, count: int, length: int, hot: bool) -> CapturedDraft:
-        key = count, length, hot
-        if key not in self._drafts:
-            self._drafts[key] = CapturedDraft(
-                self.drafter,
-                self.state,
-                self._features,
-                count,
-                length,
-                hot,
-                self.capacity - 1,
-                self._pool,
-            )
-        return self._drafts[key]
-
-    # --- drafting ---
-
-    def draft(self, rows: Sequence[Running]) -> Drafting | None:
-        """Begin a block for each row, as long as the longest one wanted; None if none is."""
-        longest = max((row.drafted for row in rows), default=0)
-        if self.drafter is None or not longest:
-            return None
-        self.extend(rows)
-        heat = [row.request.temperature for row in rows]
-        hot = any(heat)
-        uniforms = (
-            uniforms_of(rows, self.gamma)[:, :longest] if hot else np.zeros((len(rows), longest))
-        )
-        if self.captures_drafts:
-            count = next_size(self.counts, len(rows))
-            captured = self._captured_draft(count, longest, hot and self._draws_apart)
-            drafting = Drafting(*captured.run(rows, heat, uniforms))
-        else:
-            drafting = self._propose(rows, longest, hot, uniforms)
-        for row in rows:
-            if row.drafted:
-                row.extended, row.kept = row.cached, (0, 0)
-        found = drafting.proposal.drafted
-        if found is not None:
-            for row, real in zip(rows, found.tolist(), strict=True):
-                row.drafted = min(row.drafted, real)
-        return drafting
-
-    def _propose(
-        self, rows: Sequence[Running], longest: int, hot: bool, uniforms: Uniforms
-    ) -> Drafting:
-        anchors = self._tensor([row.tokens[-1] for row in rows])
-        positions = self._tensor([row.cached for row in rows])
-        heat = temperatures_of(rows, self.device)
-        fused = self.device.type == "cuda"
-        drawn = torch.from_numpy(uniforms).to(self.device)
-        sampler = Sampler(heat, drawn, any_hot=hot, fused=fused)
-        proposal = self.drafter.propose(self.state, anchors, positions, longest, sampler)
-        return Drafting(proposal, told(proposal, heat))
-
-    def extend(self, rows: Sequence[Running]) -> None:
-        """Give the drafter the ``pending`` features of the rows that draft; equally long parts
-        share a call, so that none is padded."""
-        alike: dict[int, list[int]] = {}
-        for slot, row in enumerate(rows):
-            if row.drafted and row.pending:
-                if row.kept[1]:
-                    self._set_aside(row)
-                alike.setdefault(row.cached - row.extended, []).append(slot)
-        for count, slots in alike.items():
-            group = [rows[slot] for slot in slots]
-            starts = self._tensor([row.extended for row in group])
-            self.drafter.extend(
-                self.state,
-                self._tensor([row.tokens[row.extended : row.cached] for row in group]),
-                torch.stack([torch.cat(row.pending) for row in group]),
-                starts.unsqueeze(1) + torch.arange(count, device=self.device),
-                self._tensor(slots),
-            )
-            for row in group:
-                row.extended, row.pending = row.cached, []
-
-    # --- verification ---
 
     def verify(
         self,
@@ -257,9 +131,8 @@ class Runner:
         ]
         joining = list(zip(rows[decoding:], chunks, strict=True))
         parts += [row.tokens[row.cached : row.cached + chunk] for row, chunk in joining]
-        for row in rows:
-            if row.kept[1]:
-                self._set_aside(row)
+        for row in rows if self.drafts else ():
+            self.drafts.set_aside(row)
         done = self._pass(rows, parts, decoding)
         accepted, following = judge(
             rows[:decoding], drafts, block.proposal if block else None, lengths,
@@ -271,9 +144,9 @@ class Runner:
             if row.ends_prefill(chunk)
         ]
         following += first_tokens(heads, done.logits, done.choices, self.gamma)
-        if self.drafter is not None:
+        if self.drafts is not None:
             kept = [1 + a for a in accepted] + chunks
-            self._keep_features(rows, done.features, parts, kept)
+            self.drafts.keep(rows, done.features, parts, kept)
         return Outcome(accepted, following, done.tokens_padded)
 
     def _pass(self, rows: Sequence[Running], parts: list[list[int]], decoding: int) -> Pass:
@@ -301,37 +174,11 @@ class Runner:
         last = list(range(verified, len(wanted)))
         return Pass(logits, greedy(logits), features, last, total)
 
-    def _keep_features(
-        self,
-        rows: Sequence[Running],
-        features: Tensor,
-        parts: list[list[int]],
-        kept: list[int],
-    ) -> None:
-        """Leave with each row the features of the first ``kept`` of its tokens: where they lie, if
-        a captured draft can take them from there."""
-        starts = accumulate((len(part) for part in parts), initial=0)
-        in_place = features is self._features and self.captures_drafts
-        for row, start, count in zip(rows, starts, kept, strict=False):
-            if in_place and count <= self.gamma + 1 and not row.pending:
-                row.kept = start, count
-            else:
-                part = features[start : start + count]
-                row.pending.append(part.clone() if features is self._features else part)
-
-    def _set_aside(self, row: Running) -> None:
-        """Move what the last pass's buffer still holds of a row to where it stays."""
-        start, count = row.kept
-        row.pending.append(self._features[start : start + count].clone())
-        row.kept = 0, 0
-
-    # --- rest ---
-
     def move(self, source: int, destination: int, row: Running) -> None:
         """Copy what is cached of ``row`` from one slot over another."""
         self.cache.move(source, destination, row.cached)
-        if self.drafter is not None:
-            self.state.move(source, destination, row.extended)
+        if self.drafts is not None:
+            self.drafts.move(source, destination, row)
 
     def forget(self) -> None:
         """Be ready for another engine's requests."""

@@ -49,13 +49,15 @@ def random_target(name: str, dtype: torch.dtype, device: str) -> Target:
 
 
 def parse_shape(text: str) -> tuple[str, int]:
-    """``dspark-5L`` as (dspark, 5); UserError for another form or family."""
+    """``dspark-5L`` as (dspark, 5); UserError for another form, family or no layers."""
     match = DRAFTER_SHAPE.fullmatch(text)
     if not match or match[1] not in FAMILIES:
         raise UserError(
             f"drafter shape {text!r} must be family-layersL, as dspark-5L; families: "
             + ", ".join(FAMILIES)
         )
+    if int(match[2]) < 1:
+        raise UserError(f"drafter shape {text!r} must have 1 layer or more")
     return match[1], int(match[2])
 
 

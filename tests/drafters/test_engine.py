@@ -9,11 +9,11 @@ import pytest
 import torch
 from numba.core.dispatcher import Dispatcher
 
+from drafters.drafting import Drafting
 from drafters.engine import IDLE_S, Engine, EngineConfig
 from drafters.errors import UserError
 from drafters.ngram import NgramDrafter
 from drafters.request import Request, Running
-from drafters.runner import Drafting
 from drafters.target import Target, load_target
 from policies.base import Policy, StepOutcome, VerifyPlan, VerifyState
 from policies.registry import create, get, names

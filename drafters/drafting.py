@@ -1,0 +1,203 @@
+"""The drafter's half of the live loop on the device: features in, blocks out.
+
+Row i of every call is the sequence in slot i of the drafter's state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from drafters.base import Drafter, Proposal, Sampler
+from drafters.beliefs import heard, told
+from drafters.block import BlockDrafter
+from drafters.captured import CapturedDraft
+from drafters.graphs import next_size, powers_of_two, say_once
+from drafters.judging import Uniforms, temperatures_of, uniforms_of
+from drafters.module import DraftModule
+from drafters.request import Running
+from drafters.target import KVCache
+
+ALIGNED = 16  # positions: masks of attention want rows of whole vectors
+
+
+class Block(NamedTuple):
+    """What was drafted, on the host."""
+
+    tokens: list[list[int]]
+    """[n][k] draft tokens."""
+    raw: Uniforms
+    """[n, k] raw confidences on their grid (``drafters.beliefs``)."""
+    proposal: Proposal
+    """The same on the device."""
+
+
+class Drafting(NamedTuple):
+    """A block that the device may still be at work on."""
+
+    proposal: Proposal
+    told: Tensor
+    """[n, 2 k], see ``drafters.beliefs``."""
+
+    def block(self) -> Block:
+        """The block, once it is there."""
+        return Block(*heard(self.told), self.proposal)
+
+
+class DraftRunner:
+    """A drafter and its state for ``slots`` sequences of up to ``capacity`` tokens.
+
+    With ``graphs`` the drafts of trained drafters are captured (off CUDA: their replays in eager
+    form); these read features where target passes leave them, in ``features``.
+    """
+
+    def __init__(
+        self,
+        drafter: Drafter,
+        gamma: int,
+        slots: int,
+        capacity: int,
+        features: Tensor,
+        graphs: bool,
+        pool: Any,
+    ) -> None:
+        self.drafter, self.gamma, self.slots, self.capacity = drafter, gamma, slots, capacity
+        self.device, self.graphs = features.device, graphs
+        self.captures = graphs and isinstance(drafter, DraftModule)
+        self.counts = powers_of_two(slots)
+        self.state = self._new_state()
+        self._features, self._pool = features, pool
+        self._captured: dict[tuple[int, int, bool], CapturedDraft] = {}
+        self._draws_apart = not getattr(drafter, "drawn_in_one", False)
+        if graphs and not self.captures:
+            say_once(f"{type(drafter).__name__} drafts eagerly: it has no shapes to capture")
+
+    def _new_state(self) -> object:
+        """The drafter's state; of a captured one, for all slots of the largest draft."""
+        if not self.graphs:
+            return self.drafter.new_state(self.slots, self.capacity)
+        if isinstance(self.drafter, BlockDrafter):
+            return self.drafter.new_rows(self.counts[-1], self.capacity)
+        room = -(-(self.capacity + self.gamma) // ALIGNED) * ALIGNED - self.gamma
+        state = self.drafter.new_state(self.counts[-1], room)
+        cache = getattr(state, "cache", state)
+        if isinstance(cache, KVCache):
+            cache.whole = True
+        return state
+
+    def capture(self, hot: bool) -> None:
+        """Capture every count of requests ahead; ``hot``: also at temperatures above 0."""
+        for count in reversed(self.counts) if self.captures else ():
+            for heat in {False, hot and self._draws_apart}:
+                self._capture(count, self.gamma, heat)
+
+    def _capture(self, count: int, length: int, hot: bool) -> CapturedDraft:
+        key = count, length, hot
+        if key not in self._captured:
+            self._captured[key] = CapturedDraft(
+                self.drafter,
+                self.state,
+                self._features,
+                count,
+                length,
+                hot,
+                self.capacity - 1,
+                self._pool,
+            )
+        return self._captured[key]
+
+    def begin(self, rows: Sequence[Running]) -> Drafting | None:
+        """Begin a block for each row, as long as the longest one wanted; None if none is."""
+        longest = max((row.drafted for row in rows), default=0)
+        if not longest:
+            return None
+        self.extend(rows)
+        heat = [row.request.temperature for row in rows]
+        hot = any(heat)
+        uniforms = (
+            uniforms_of(rows, self.gamma)[:, :longest] if hot else np.zeros((len(rows), longest))
+        )
+        if self.captures:
+            count = next_size(self.counts, len(rows))
+            captured = self._capture(count, longest, hot and self._draws_apart)
+            drafting = Drafting(*captured.run(rows, heat, uniforms))
+        else:
+            drafting = self._propose(rows, longest, hot, uniforms)
+        for row in rows:
+            if row.drafted:
+                row.extended, row.kept = row.cached, (0, 0)
+        found = drafting.proposal.drafted
+        if found is not None:
+            for row, real in zip(rows, found.tolist(), strict=True):
+                row.drafted = min(row.drafted, real)
+        return drafting
+
+    def _propose(
+        self, rows: Sequence[Running], longest: int, hot: bool, uniforms: Uniforms
+    ) -> Drafting:
+        anchors = self._tensor([row.tokens[-1] for row in rows])
+        positions = self._tensor([row.cached for row in rows])
+        heat = temperatures_of(rows, self.device)
+        fused = self.device.type == "cuda"
+        drawn = torch.from_numpy(uniforms).to(self.device)
+        sampler = Sampler(heat, drawn, any_hot=hot, fused=fused)
+        proposal = self.drafter.propose(self.state, anchors, positions, longest, sampler)
+        return Drafting(proposal, told(proposal, heat))
+
+    def extend(self, rows: Sequence[Running]) -> None:
+        """Give the drafter the ``pending`` features of the rows that draft; equally long parts
+        share a call, so that none is padded."""
+        alike: dict[int, list[int]] = {}
+        for slot, row in enumerate(rows):
+            if row.drafted and row.pending:
+                self.set_aside(row)
+                alike.setdefault(row.cached - row.extended, []).append(slot)
+        for count, slots in alike.items():
+            group = [rows[slot] for slot in slots]
+            starts = self._tensor([row.extended for row in group])
+            self.drafter.extend(
+                self.state,
+                self._tensor([row.tokens[row.extended : row.cached] for row in group]),
+                torch.stack([torch.cat(row.pending) for row in group]),
+                starts.unsqueeze(1) + torch.arange(count, device=self.device),
+                self._tensor(slots),
+            )
+            for row in group:
+                row.extended, row.pending = row.cached, []
+
+    def keep(
+        self,
+        rows: Sequence[Running],
+        features: Tensor,
+        parts: list[list[int]],
+        kept: list[int],
+    ) -> None:
+        """Leave with each row the features of the first ``kept`` of its tokens: where they lie, if
+        a captured draft can take them from there."""
+        starts = accumulate((len(part) for part in parts), initial=0)
+        in_place = features is self._features and self.captures
+        for row, start, count in zip(rows, starts, kept, strict=False):
+            if in_place and count <= self.gamma + 1 and not row.pending:
+                row.kept = start, count
+            else:
+                part = features[start : start + count]
+                row.pending.append(part.clone() if features is self._features else part)
+
+    def set_aside(self, row: Running) -> None:
+        """Move what the last pass's buffer still holds of a row to where it stays."""
+        start, count = row.kept
+        if count:
+            row.pending.append(self._features[start : start + count].clone())
+            row.kept = 0, 0
+
+    def move(self, source: int, destination: int, row: Running) -> None:
+        """Copy what is kept of ``row`` from one slot over another."""
+        self.state.move(source, destination, row.extended)
+
+    def _tensor(self, values: list[int] | list[list[int]]) -> Tensor:
+        return torch.tensor(values, dtype=torch.long, device=self.device)
