@@ -68,7 +68,7 @@ class Stop:
 def serve(engine: Engine, stop: Stop) -> None:
     """Step until nothing is left or a stop is asked for, showing how far it is; a second Ctrl-C
     leaves the step that is under way out of the log."""
-    total = len(engine.arriving) + len(engine.ended)
+    total = len(engine.line.arriving) + len(engine.ended)
     with progress() as bar:
         task = bar.add_task("requests", total=total, completed=len(engine.ended))
         try:

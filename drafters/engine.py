@@ -7,14 +7,12 @@ The policy sees what it sees in the simulator (``policies.base``, ``policies.har
 step commits follows ``gpu_traces.schema``, so a simulator that replays recorded traces takes the
 same rounds at temperature 0.
 
-Cache slots are compact: decoding requests in 0 .. D - 1, after them those still in prefill; the
-last one takes the place of one that leaves. Policies see other slots, which stay.
+Rows are in cache slots (``drafters.admission``), a policy's view of them by order of admission.
 """
 
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -22,11 +20,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from drafters.admission import Admission
 from drafters.base import Drafter
 from drafters.beliefs import column, confidences
 from drafters.drafting import Block
 from drafters.errors import UserError
-from drafters.limits import EngineConfig, block_pool, check, effective, make_runner, refusal
+from drafters.limits import EngineConfig, check, effective, make_runner, refusal
 from drafters.records import StepLog, Stopwatch
 from drafters.request import Request, Running, stream_of
 from drafters.runner import Runner
@@ -77,20 +76,13 @@ class Engine:
         self.stops, self.calibration = stops, tuple(calibration)
         self.gamma = drafter.gamma if drafter else cost.gamma
         check(config, self.gamma)
-        self.pool = block_pool(config, self.gamma)
         self.runner = runner or make_runner(target, drafter, self.gamma, config)
         self.runner.forget()
         self.watch = Stopwatch(self.runner.device)
         self.lag = ConfidenceLag(config.max_requests, self.gamma, policy.lag)
-        self.free_slots = list(range(config.max_requests))[::-1]
-        self.rows: list[Running] = []
-        self.decoding = 0
-        self.chunks: list[int] = []
-        self.arriving: deque[Running] = deque()
-        self.waiting: deque[Running] = deque()
-        self.ended: list[Running] = []
+        self.line = Admission(config, self.gamma, self.runner.move)
+        self.ended = self.line.ended
         self.log = StepLog()
-        self._admissions = 0
         self._clock, self._started = clock, clock()
 
     def submit(self, request: Request) -> None:
@@ -98,23 +90,18 @@ class Engine:
         request = effective(request)
         row = Running(request, list(request.prompt), stream_of(self.config.seed, request.name))
         row.reason = refusal(
-            request, self.runner.target.vocab_size, self.config, self.pool, self.gamma
+            request, self.runner.target.vocab_size, self.config, self.line.pool, self.gamma
         )
-        (self.ended if row.reason else self.arriving).append(row)
-
-    @property
-    def _growth(self) -> int:
-        """Tokens that a decoding request may write to the cache in one step."""
-        return 1 + self.gamma
+        (self.ended if row.reason else self.line.arriving).append(row)
 
     @property
     def busy(self) -> bool:
         """Whether anything is left to do."""
-        return bool(self.rows or self.waiting or self.arriving)
+        return bool(self.line.rows or self.line.waiting or self.line.arriving)
 
     def everyone(self) -> list[Running]:
         """Every request submitted, whatever became of it."""
-        return [*self.ended, *self.rows, *self.waiting, *self.arriving]
+        return [*self.ended, *self.line.rows, *self.line.waiting, *self.line.arriving]
 
     def start(self) -> None:
         """Capture what the submitted requests need, rehearse the policy, and set the clock to 0;
@@ -134,76 +121,30 @@ class Engine:
         start_s = self.now_s()
         if self.admit(start_s):
             self.advance(self.plan(start_s), start_s)
-        elif self.arriving:
-            wait_s = self.arriving[0].request.arrival_s - start_s
+        elif self.line.arriving:
+            wait_s = self.line.arriving[0].request.arrival_s - start_s
             time.sleep(min(max(wait_s, 0.0), IDLE_S))
 
     # --- the three verbs ---
 
     def admit(self, now_s: float) -> bool:
         """Fill the step with requests, first come first served; False when there are none."""
-        while self.arriving and self.arriving[0].request.arrival_s <= now_s:
-            self.waiting.append(self.arriving.popleft())
-        preempted = self._reserve()
         first = self.gamma if self.policy.first_draft is None else self.policy.first_draft
-        budget = self.config.max_step_tokens
-        for row in self.rows[: self.decoding]:
+        for row in self.line.decoders:
             if row.fresh:
                 row.drafted = first if self.runner.drafts else 0
-            budget -= 1 + row.drafted
-        self.chunks = []
-        for row in self.rows[self.decoding :]:
-            budget = self._take_chunk(row, budget)
-        while self.waiting and self.free_slots and budget > 0 and not preempted:
-            if not self.pool.grow(self.waiting[0], len(self.waiting[0].tokens) + self._growth):
-                break
-            budget = self._take_chunk(self._enter(self.waiting.popleft()), budget)
-        return bool(self.rows)
-
-    def _reserve(self) -> bool:
-        """Give each decoding request the blocks that this step may fill, oldest first; for want of
-        them the youngest requests go back to the head of the queue. True if any did."""
-        preempted = False
-        grown = self._growth
-        short = [row for row in self.rows[: self.decoding] if self.pool.lacks(row, grown)]
-        for row in sorted(short, key=lambda row: row.number):
-            while row.slot >= 0 and not self.pool.grow(row, row.cached + self._growth):
-                self._preempt(max(self.rows, key=lambda row: row.number))
-                preempted = True
-        return preempted
-
-    def _preempt(self, row: Running) -> None:
-        self._release(row)
-        self._close_gap(next(i for i, other in enumerate(self.rows) if other is row))
-        row.forget()
-        row.preemptions += 1
-        self.waiting.appendleft(row)
-
-    def _release(self, row: Running) -> None:
-        self.free_slots.append(row.slot)
-        self.pool.release(row)
-        row.slot = -1
-
-    def _take_chunk(self, row: Running, budget: int) -> int:
-        self.chunks.append(max(0, min(budget, row.to_prefill)))
-        return budget - self.chunks[-1]
-
-    def _enter(self, row: Running) -> Running:
-        row.slot, row.number, row.fresh = self.free_slots.pop(), self._admissions, True
-        self.lag.admit(row.slot)
-        self._admissions += 1
-        self.rows.append(row)
-        return row
+                self.lag.admit(row.slot)
+        return self.line.fill(now_s)
 
     def plan(self, now_s: float) -> Step:
         """Draft, and let the policy say how much of it to verify; what it can decide without the
         drafts it decides while a device makes them."""
         self.watch.lap("overhead")
         drafts = self.runner.drafts
-        drafting = drafts.begin(self.rows[: self.decoding]) if drafts else None
+        drafting = drafts.begin(self.line.decoders) if drafts else None
         self.watch.lap("draft", wait=False)
-        at = np.argsort([row.number for row in self.rows[: self.decoding]])
-        rows = [self.rows[i] for i in at]
+        at = np.argsort([row.number for row in self.line.decoders])
+        rows = [self.line.rows[i] for i in at]
         state = self._state(rows, now_s)
         if rows and self.policy.lag:
             state = state._replace(budget=self.policy.size(state))
@@ -213,7 +154,7 @@ class Engine:
         plan = VerifyPlan(np.empty(0, dtype=np.int64))
         if rows:
             raw = block.raw if block else None
-            seen = confidences(self.rows[: self.decoding], raw, self.gamma, self.calibration)
+            seen = confidences(self.line.decoders, raw, self.gamma, self.calibration)
             current = frozen(seen[at])
             lagged = frozen(self.lag.push(state.slots, current))
             state = state._replace(current=current, lagged=lagged)
@@ -224,11 +165,11 @@ class Engine:
 
     def advance(self, step: Step, start_s: float) -> None:
         """The target pass, acceptance, and everything that follows from it."""
-        lengths = np.empty(self.decoding, dtype=np.int64)
+        lengths = np.empty(self.line.decoding, dtype=np.int64)
         lengths[step.at] = step.plan.lengths
-        context_tokens = sum(row.cached for row in self.rows)
+        context_tokens = sum(row.cached for row in self.line.rows)
         accepted, following, padded = self.runner.verify(
-            self.rows, self.chunks, step.block, lengths.tolist()
+            self.line.rows, self.line.chunks, step.block, lengths.tolist()
         )
         self.watch.lap("verify")
         end_s = self.now_s()
@@ -236,10 +177,10 @@ class Engine:
         self._commit_chunks(following[len(step.rows) :], end_s)
         self._want_drafts(step)
         finished = np.array([row.done for row in step.rows], dtype=np.bool_)
-        self._leave(end_s)
+        self.line.leave(end_s)
         if step.rows:
             self._tell(step, hits[step.at], finished, end_s - start_s)
-        prefilled = sum(self.chunks)
+        prefilled = sum(self.line.chunks)
         self.watch.lap("overhead")
         self.log.add(
             step.rows, step.state.drafted, step.plan.lengths, hits[step.at], context_tokens,
@@ -251,7 +192,6 @@ class Engine:
     def _state(self, rows: list[Running], now_s: float) -> VerifyState:
         """What a policy sees before there are drafts."""
         slots = column([row.slot for row in rows])
-        joining = zip(self.rows[self.decoding :], self.chunks, strict=True)
         unknown = frozen(np.full((len(rows), self.gamma), np.nan))
         return VerifyState(
             step=len(self.log),
@@ -266,9 +206,10 @@ class Engine:
             domain=column([row.request.domain for row in rows]),
             slo_class=column([0] * len(rows)),
             slack_s=frozen(np.full(len(rows), np.inf)),
-            other_tokens=len(rows) + sum(self.chunks),
-            sampling_requests=len(rows) + sum(row.ends_prefill(chunk) for row, chunk in joining),
-            queue_length=len(self.waiting),
+            other_tokens=len(rows) + sum(self.line.chunks),
+            sampling_requests=len(rows)
+            + sum(row.ends_prefill(chunk) for row, chunk in self.line.joining),
+            queue_length=len(self.line.waiting),
             cost=self.cost,
         )
 
@@ -279,9 +220,9 @@ class Engine:
     ) -> Ints:
         """Give each decoding row its accepted drafts and next token, up to its end; returns the
         drafts that counted, by cache slot."""
-        drafts = step.block.tokens if step.block else [[]] * self.decoding
-        hits = np.zeros(self.decoding, dtype=np.int64)
-        for i, row in enumerate(self.rows[: self.decoding]):
+        drafts = step.block.tokens if step.block else [[]] * self.line.decoding
+        hits = np.zeros(self.line.decoding, dtype=np.int64)
+        for i, row in enumerate(self.line.decoders):
             gained = row.take([*drafts[i][: accepted[i]], following[i]], self.stops)
             hits[i] = min(accepted[i], gained)
             row.cached += gained
@@ -294,14 +235,14 @@ class Engine:
     def _commit_chunks(self, first_tokens: list[int], now_s: float) -> None:
         """Book the prefilled chunks; a prompt that ended gets its first token and decodes next."""
         tokens = iter(first_tokens)
-        for row, chunk in zip(self.rows[self.decoding :], self.chunks, strict=True):
+        for row, chunk in self.line.joining:
             ends = row.ends_prefill(chunk)
             row.cached += chunk
             if ends:
                 row.take([next(tokens)], self.stops)
                 row.first_token_s = now_s
             if row.to_prefill <= 0:
-                self.decoding += 1
+                self.line.decoding += 1
 
     def _want_drafts(self, step: Step) -> None:
         """Drafts of the next step, as the plan says."""
@@ -310,27 +251,6 @@ class Engine:
             row.drafted = self.gamma if wanted is None else int(wanted[i])
             if self.runner.drafts is None:
                 row.drafted = 0
-
-    def _leave(self, now_s: float) -> None:
-        """Take out the requests that are done; the last row of each kind fills the gap."""
-        done = [i for i, row in enumerate(self.rows[: self.decoding]) if row.done]
-        for row in sorted((self.rows[i] for i in done), key=lambda row: row.number):
-            row.finish_s, row.pending = now_s, []
-            self._release(row)
-            self.ended.append(row)
-        for i in reversed(done):
-            self._close_gap(i)
-
-    def _close_gap(self, gap: int) -> None:
-        """Take row ``gap`` out; the last decoding row, then the last of all, moves up."""
-        if gap < self.decoding:
-            self.decoding -= 1
-        for last in (self.decoding, len(self.rows) - 1):
-            if last > gap:
-                self.rows[gap] = self.rows[last]
-                self.runner.move(last, gap, self.rows[gap])
-                gap = last
-        self.rows.pop()
 
     def _tell(
         self, step: Step, hits: Ints, finished: npt.NDArray[np.bool_], step_time_s: float

@@ -434,7 +434,7 @@ def test_confidences_reach_the_policy_as_a_bundle_would_give_them(llama) -> None
             Request(request_id=i, name=str(i), prompt=asked[i], max_new=NEW, temperature=t)
         )
     engine.step()
-    first = [row.tokens for row in engine.rows]
+    first = [row.tokens for row in engine.line.rows]
     engine.step()
     state = spy.states[0]
     for r, entry in enumerate(fitted):
@@ -454,10 +454,12 @@ def test_moved_rows_keep_their_cache(llama) -> None:
         engine.submit(Request(request_id=i, name=str(i), prompt=asked[i], max_new=new))
     moved: list[Running] = []
     while engine.busy:
-        before = list(engine.rows)
+        before = list(engine.line.rows)
         engine.step()
         moved += [
-            row for i, row in enumerate(engine.rows) if i < len(before) and before[i] is not row
+            row
+            for i, row in enumerate(engine.line.rows)
+            if i < len(before) and before[i] is not row
         ]
     assert moved
     for row in engine.ended:
@@ -475,8 +477,8 @@ def test_a_full_cache_preempts_and_loses_nothing(llama, paged: bool) -> None:
     )  # fmt: skip
     assert [row.output for row in engine.ended] == outputs
     assert sum(row.preemptions for row in engine.ended) > 0
-    assert sorted(engine.pool.free) == list(range(10))
-    assert sorted(engine.free_slots) == list(range(5))
+    assert sorted(engine.line.pool.free) == list(range(10))
+    assert sorted(engine.line.free_slots) == list(range(5))
 
 
 def test_paged_cache_gives_the_same_text_and_rounds(llama) -> None:

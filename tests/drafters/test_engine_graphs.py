@@ -179,7 +179,7 @@ def test_padding_writes_only_where_nobody_reads(llama):
     engine.runner.cache.keys.fill_(7.0)
     engine.step()
     assert engine.log.columns["tokens_padded"] == [6]
-    row = engine.rows[0]
+    row = engine.line.rows[0]
     keys = engine.runner.cache.keys.flatten(1, 2)
     first = row.blocks[0] * 16
     touched = (keys != 7.0).flatten(2).any(-1).any(0).nonzero().squeeze(1).tolist()
