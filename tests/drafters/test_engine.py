@@ -456,11 +456,8 @@ def test_moved_rows_keep_their_cache(llama) -> None:
     while engine.busy:
         before = list(engine.line.rows)
         engine.step()
-        moved += [
-            row
-            for i, row in enumerate(engine.line.rows)
-            if i < len(before) and before[i] is not row
-        ]
+        pairs = zip(before, engine.line.rows, strict=False)
+        moved += [row for was, row in pairs if was is not row]
     assert moved
     for row in engine.ended:
         i = row.request.request_id
