@@ -22,6 +22,7 @@ from drafters.corpus import Sequence as Text
 from drafters.errors import UserError
 from drafters.module import DraftModule
 from drafters.objectives import DEFAULT_WEIGHTS, Weights, make_objective, metrics, trained_depth
+from drafters.optimizers import make_optimizers
 from drafters.presets import build_drafter, continued
 from drafters.target import Target
 from policies.registry import parse
@@ -73,8 +74,8 @@ DAMAGED = (
 )
 """What reading a state raises that is cut short, overwritten or incomplete."""
 STEERING = (
-    "seed", "batch", "anchors", "negatives", "longest", "lr", "ce", "l1", "confidence", "decay",
-    "hidden", "depth",
+    "seed", "batch", "anchors", "negatives", "longest", "optimizer", "lr", "ce", "l1", "confidence",
+    "decay", "hidden", "depth",
 )  # fmt: skip
 """Options that decide what a step teaches, beside the drafter's own."""
 SAMPLE = 4096  # values of each weight that tell two targets apart
@@ -104,8 +105,7 @@ class Learner:
         self.fixed = fixed_options(kind, self.drafter, target, args) | {
             "responses": digest(sequences)
         }
-        learned = list(self._learned().values())
-        self.optimizer = torch.optim.AdamW(learned, lr=args.lr, weight_decay=0.0)
+        self.optimizers = make_optimizers(self.drafter, args.optimizer, args.lr)
         depth = trained_depth(family, args.gamma, args.depth)
         weights = loss_weights(family, args)
         self.objective = make_objective(
@@ -117,13 +117,15 @@ class Learner:
         return {n: p for n, p in self.drafter.named_parameters() if p.requires_grad}
 
     def update(self, loss: Tensor, stats: Tensor, rate: float) -> None:
-        """One step of the optimiser; loss and ``tally`` are kept where they were computed."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.zero_grad(set_to_none=True)
+        """One step at a learning ``rate``; loss and ``tally`` are kept where they were computed."""
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group["scale"]
+            optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.drafter.parameters(), 1.0)
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         self.window.append((loss.detach(), stats))
         self.step += 1
 
@@ -166,7 +168,8 @@ class Learner:
             if state["drafter"].keys() != self._learned().keys():
                 raise ValueError
             self.drafter.load_state_dict(state["drafter"], strict=False)
-            self.optimizer.load_state_dict(state["optimizer"])
+            for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(kept)
             self.step, self.curve, elapsed_s = state["step"], state["curve"], state["elapsed_s"]
         except DAMAGED:
             raise UserError(
@@ -190,7 +193,7 @@ class Learner:
         state = {
             "fixed": self.fixed,
             "drafter": self._learned(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "step": self.step,
             "elapsed_s": elapsed_s,
             "curve": self.curve,

@@ -1,10 +1,10 @@
 """Train drafters on the target's own responses: ``python -m drafters.train --help``.
 
-Random anchors of each sequence, packed; the family's loss (``drafters.objectives``); AdamW, warm-up
-and cosine over a time budget. Several drafters learn from the same batches, so that the target runs
-once for all of them and they compare. A checkpoint is written every few minutes by rename, so a run
-killed at any moment resumes from the last one with the same command, on the batches and anchors it
-would have had: both depend on the seed and the step alone.
+Random anchors of each sequence, packed; the family's loss (``drafters.objectives``); AdamW or Muon,
+warm-up and cosine over a time budget. Several drafters learn from the same batches, so that the
+target runs once for all of them and they compare. A checkpoint is written every few minutes by
+rename, so a run killed at any moment resumes from the last one with the same command, on the
+batches and anchors it would have had: both depend on the seed and the step alone.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from drafters.full_loss import ask, full_loss
 from drafters.learner import SIZES, STATE, Learner, folder_name, learner_name
 from drafters.losses import DECAY
 from drafters.objectives import batch_loss
+from drafters.optimizers import OPTIMIZERS
 from drafters.progress import progress
 from drafters.target import load_target
 from gpu_traces.commands import Parser, at_least_zero, positive, whole
@@ -262,6 +263,8 @@ def parser() -> argparse.ArgumentParser:
     add("--negatives", type=whole(0), default=512, help="CPU: sampled tokens beside the text;"
         " 0: the whole vocabulary, as on an accelerator")  # fmt: skip
     add("--longest", type=whole(1), default=768, help="drop longer sequences, tokens")
+    add("--optimizer", choices=OPTIMIZERS, default="adamw", help="muon: for the matrices of layers"
+        " (torch 2.9 or later), AdamW for the rest")  # fmt: skip
     add("--lr", type=positive, default=6e-4, help="peak learning rate")
     add("--ce", type=at_least_zero, default=None, help="weight of the CE term (None: the family's)")
     add("--l1", type=at_least_zero, default=None, help="weight of the L1 (TV) term (same)")

@@ -19,9 +19,10 @@ from drafters import train
 from drafters.learner import fingerprint
 from drafters.module import DraftModule
 from drafters.objectives import batch_loss
+from drafters.optimizers import OPTIMIZERS, make_optimizers
 from drafters.presets import continued, mask_token
 from drafters.target import Target
-from tests.drafters.families import LAYERS, tiny_target
+from tests.drafters.families import LAYERS, tiny_drafter, tiny_target
 from tests.drafters.test_training import GAMMA, TARGET, VOCAB, sequences
 
 
@@ -75,6 +76,34 @@ def test_every_family_learns_by_heart(family: str, responses: Path, tmp_path: Pa
     assert drafter.gamma == GAMMA
 
 
+def test_muon_takes_the_matrices_of_layers() -> None:
+    """Every trainable weight is in one optimiser, tables and vectors with AdamW."""
+    for family in ("dspark", "dflash", "eagle3", "mtp"):
+        drafter = tiny_drafter(family, tiny_target()).requires_grad_(True)
+        learned = {id(p): n for n, p in drafter.named_parameters() if p.requires_grad}
+        muon, adamw = (
+            [learned[id(p)] for group in o.param_groups for p in group["params"]]
+            for o in make_optimizers(drafter, "muon", 1e-3)
+        )
+        assert sorted(muon + adamw) == sorted(learned.values())
+        assert any("mlp" in name for name in muon)
+        assert not any("markov" in name or "confidence" in name for name in muon)
+
+
+def test_muon_wants_a_torch_that_has_it(
+    responses: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.delattr(torch.optim, "Muon")
+    made = [*command(responses, tmp_path / "run", "dspark", 5), "--optimizer", "muon"]
+    assert train.main(made) == 2
+    error = capsys.readouterr().err
+    assert "--optimizer muon needs torch 2.9 or later; this is " in error
+    assert error.count("\n") == 1
+
+
 @pytest.mark.parametrize("family", ["dspark", "eagle3"])
 def test_resumed_run_goes_on(family: str, responses: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
@@ -87,9 +116,9 @@ def test_resumed_run_goes_on(family: str, responses: Path, tmp_path: Path) -> No
     assert any(not torch.equal(before[k], after[k]) for k in before)
 
 
-def several(responses: Path, out: Path) -> list[str]:
+def several(responses: Path, out: Path, optimizer: str = "adamw") -> list[str]:
     """Two drafters, ten steps of one sequence each, a checkpoint every five."""
-    made = command(responses, out, "dspark", 10)
+    made = [*command(responses, out, "dspark", 10), "--optimizer", optimizer]
     made[1:2], made[made.index("--batch") + 1] = ["dspark", "dflash"], "1"
     return [*made, "--save-minutes", "1e-9", "--negatives", "4"]
 
@@ -122,7 +151,9 @@ def stop_in(step: int, command: list[str], monkeypatch: pytest.MonkeyPatch) -> N
         assert train.main(command) == 130
 
 
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_stopped_run_ends_as_an_undisturbed_one(
+    optimizer: str,
     responses: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -131,20 +162,20 @@ def test_a_stopped_run_ends_as_an_undisturbed_one(
     """Same batches, anchors and negatives: the same weights, bit for bit. Then once more with one
     checkpoint behind the other, as a kill between the two leaves them."""
     whole, out = tmp_path / "whole", tmp_path / "stopped"
-    assert train.main(several(responses, whole)) == 0
+    assert train.main(several(responses, whole, optimizer)) == 0
     undisturbed, batches[:] = list(batches), []
     assert len({tuple(keys) for _, keys in undisturbed}) == 3
-    stop_in(7, several(responses, out), monkeypatch)
+    stop_in(7, several(responses, out, optimizer), monkeypatch)
     shutil.copytree(out / "dflash", tmp_path / "earlier")
     del batches[5:]
-    assert train.main(several(responses, out)) == 0
+    assert train.main(several(responses, out, optimizer)) == 0
     assert batches == undisturbed
     weights = {n: contents(whole / n)["model.safetensors"] for n in ("dspark", "dflash")}
     assert {n: contents(out / n)["model.safetensors"] for n in weights} == weights
 
     shutil.rmtree(out / "dflash")
     shutil.copytree(tmp_path / "earlier", out / "dflash")
-    assert train.main(several(responses, out)) == 0
+    assert train.main(several(responses, out, optimizer)) == 0
     assert {n: contents(out / n)["model.safetensors"] for n in weights} == weights
 
 
@@ -157,6 +188,7 @@ def test_a_stopped_run_ends_as_an_undisturbed_one(
         ("--layers", "2", "with --layers 1, this one has 2"),
         ("--gamma", "3", f"with --gamma {GAMMA}, this one has 3"),
         ("--feature-layers", "0", "with --feature-layers [1], this one has [0]"),
+        ("--optimizer", "muon", "with --optimizer adamw, this one has muon"),
         ("--lr", "1e-5", "this one has 1e-05"),
         ("--batch", "1", "with --batch 3, this one has 1"),
         ("--seed", "7", "with --seed 0, this one has 7"),
@@ -186,7 +218,7 @@ def test_a_run_with_other_options_is_not_resumed(
         lines = responses.read_text().splitlines(keepends=True)
         (tmp_path / value).write_text("".join(lines[1:]))
         made[made.index(option) + 1] = str(tmp_path / value)
-    elif option == "--seed":
+    elif option in ("--seed", "--optimizer"):
         made += [option, value]
     elif option == "--start":
         shutil.copytree(out, tmp_path / "first")
@@ -201,7 +233,7 @@ def test_a_run_with_other_options_is_not_resumed(
     assert contents(out) == kept
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "text", "fixed", "drafter", "optimizer"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "text", "fixed", "drafter", "optimizers"])
 def test_a_damaged_state_is_one_line(
     damage: str, responses: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
