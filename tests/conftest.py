@@ -7,6 +7,9 @@ import sys
 
 import pytest
 
+# Threads that wait actively starve each other on a busy machine: ten times slower, at worst.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 if not {"cuda", "--device=cuda"} & set(sys.argv):
     # Triton reads this when it is first imported, which any conftest or test module may cause.
     os.environ["TRITON_INTERPRET"] = "1"
