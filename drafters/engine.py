@@ -142,13 +142,13 @@ class Engine:
         self.watch.lap("overhead")
         drafts = self.runner.drafts
         drafting = drafts.begin(self.line.decoders) if drafts else None
-        self.watch.lap("draft", wait=False)
+        self.watch.lap("draft", overlaps=True)
         at = np.argsort([row.number for row in self.line.decoders])
         rows = [self.line.rows[i] for i in at]
         state = self._state(rows, now_s)
         if rows and self.policy.lag:
             state = state._replace(budget=self.policy.size(state))
-        self.watch.lap("plan", wait=False)
+        self.watch.lap("plan", overlaps=True)
         block = drafting.block() if drafting else None
         self.watch.lap("draft")
         plan = VerifyPlan(np.empty(0, dtype=np.int64))

@@ -74,8 +74,8 @@ DAMAGED = (
 )
 """What reading a state raises that is cut short, overwritten or incomplete."""
 STEERING = (
-    "seed", "batch", "anchors", "negatives", "longest", "optimizer", "lr", "ce", "l1", "confidence",
-    "decay", "hidden", "depth",
+    "prompts", "dtype", "seed", "batch", "anchors", "negatives", "longest", "optimizer", "lr", "ce",
+    "l1", "confidence", "decay", "hidden", "depth",
 )  # fmt: skip
 """Options that decide what a step teaches, beside the drafter's own."""
 SAMPLE = 4096  # values of each weight that tell two targets apart

@@ -18,7 +18,7 @@ PARTS = ("draft", "verify", "plan", "overhead")
 
 
 class Stopwatch:
-    """Time of each part of a step, microseconds; a lap waits for the device unless told not to."""
+    """Time of each part of a step, microseconds; a lap waits for the device."""
 
     def __init__(self, device: torch.device) -> None:
         self.waits = device.type == "cuda"
@@ -29,9 +29,12 @@ class Stopwatch:
         self.spent_us = dict.fromkeys(PARTS, 0.0)
         self._last = time.perf_counter()
 
-    def lap(self, part: str, wait: bool = True) -> None:
-        """Book the time since the last lap on ``part``; without ``wait`` only the host's share."""
-        if self.waits and wait:
+    def lap(self, part: str, overlaps: bool = False) -> None:
+        """Book the time since the last lap on ``part``. What ``overlaps`` with a device's work is
+        part of the lap that waits for it."""
+        if self.waits and overlaps:
+            return
+        if self.waits:
             torch.cuda.synchronize()
         now = time.perf_counter()
         self.spent_us[part] += 1e6 * (now - self._last)

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+LARGEST = 1e30
+"""Of any number in a configuration; fp32 holds it."""
 KINDS = ("default", "linear", "llama3", "yarn")
 NAMES = {
     "llama3": ("low_freq_factor", "high_freq_factor"),
@@ -103,18 +105,27 @@ def rope_of(config: dict[str, Any]) -> Rope:
     theta = next((g["rope_theta"] for g in given if g.get("rope_theta") is not None), None)
     if theta is None:
         theta = config.get("rope_theta")
-    theta = number("rope_theta", 10000.0 if theta is None else theta)
-    for scaling in given:
-        if scaling.get("partial_rotary_factor", 1.0) != 1.0:
-            share = scaling["partial_rotary_factor"]
+    theta = number("rope_theta", 10000.0 if theta is None else theta, above=1.0)
+    for place in (config, *given):
+        share = place.get("partial_rotary_factor")
+        if share not in (None, 1):
             raise ValueError(f"partial_rotary_factor is {share!r}; supported: 1")
-        kind = scaling.get("rope_type") or scaling.get("type") or "default"
-        if kind not in KINDS:
-            known = ", ".join(KINDS)
-            raise ValueError(f"rope_type {kind!r} is not supported; supported: {known}")
-        if kind != "default":
-            return _scaled(theta, kind, scaling, config)
-    return Rope(theta)
+    kinds = [_kind(scaling) for scaling in given]
+    made = [
+        _scaled(theta, kind, scaling, config)
+        for kind, scaling in zip(kinds, given, strict=True)
+        if kind != "default"
+    ]
+    if len(set(made)) > 1:
+        raise ValueError("rope_parameters and rope_scaling stretch differently; give one of them")
+    return made[0] if made else Rope(theta)
+
+
+def _kind(scaling: dict[str, Any]) -> str:
+    kind = scaling.get("rope_type") or scaling.get("type") or "default"
+    if kind not in KINDS:
+        raise ValueError(f"rope_type {kind!r} is not supported; supported: {', '.join(KINDS)}")
+    return str(kind)
 
 
 def _scaled(theta: float, kind: str, scaling: dict[str, Any], config: dict[str, Any]) -> Rope:
@@ -149,12 +160,16 @@ def _object(config: dict[str, Any], key: str) -> dict[str, Any]:
     found = config.get(key) or {}
     if not isinstance(found, dict):
         raise ValueError(f"{key} is {found!r}; it must be an object or null")
+    nested = [name for name, value in found.items() if isinstance(value, dict)]
+    if nested:
+        raise ValueError(f"{key} differs by layer ({', '.join(nested)}); supported: one for all")
     return found
 
 
-def number(name: str, value: Any) -> float:
-    """A positive finite number of a configuration, or ValueError."""
+def number(name: str, value: Any, above: float = 0.0) -> float:
+    """A finite number ``above`` 0 of a configuration, or ValueError."""
     usable = isinstance(value, int | float) and not isinstance(value, bool)
-    if not usable or not 0 < value < math.inf:
-        raise ValueError(f"{name} is {value!r}; it must be a positive number")
+    if not usable or not above < value < LARGEST:
+        allowed = f"a number above {above:g}" if above else "a positive number"
+        raise ValueError(f"{name} is {value!r}; it must be {allowed}")
     return float(value)

@@ -242,7 +242,7 @@ def load_target(name: str, dtype: torch.dtype = torch.float32, device: str = "cp
     source = _source(name)
     try:
         config = AutoConfig.from_pretrained(source)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise _not_loaded(name, error) from None
     except StrictDataclassError as error:  # tells the reason in its second line
         raise _not_loaded(name, " ".join(str(error).split())) from None

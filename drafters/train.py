@@ -206,7 +206,12 @@ def _folders(args: argparse.Namespace) -> list[Path]:
 def _generated(args: argparse.Namespace, folders: list[Path]) -> str:
     """The file of the target's responses to ``--prompts``, made here unless training has begun."""
     path = str(Path(args.out) / "responses.jsonl")
-    if not any((folder / STATE).exists() for folder in folders):
+    if any((folder / STATE).exists() for folder in folders):
+        if not Path(path).exists():
+            raise UserError(
+                f"{path}, from which {args.out} has learned, is gone; give another --out"
+            )
+    else:
         wanted = ["--target", args.target, "--prompts", *args.prompts, "--out", path]
         wanted += ["--seconds", str(60 * args.minutes), "--dtype", args.dtype]
         wanted += ["--device", args.device, "--seed", str(args.seed)]

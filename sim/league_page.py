@@ -68,7 +68,8 @@ def _page(document: Document, detail: str) -> Iterator[str]:
         yield f"## {label}: all cells\n"
         yield from _standing(document, cells)
         yield f"\n![throughput against speed](img/league_{label}.svg)\n"
-        yield "Points: the four loads. Right and up is better.\n"
+        loads = ", ".join(dict.fromkeys(c["load"] for c in cells))
+        yield f"Points: loads {loads}. Right and up is better.\n"
         yield from _against(document, cells)
         yield from _gap(document, cells)
         for load in dict.fromkeys(c["load"] for c in cells):

@@ -257,7 +257,7 @@ def test_keys_of_another_head_are_refused(folder: Path) -> None:
         ({"num_attention_heads": "four"}, "'four'; it must be a positive integer"),
         ({"rope_scaling": {"type": "yarn"}}, "factor is None; it must be a positive number"),
         ({"rope_parameters": [1]}, r"rope_parameters is \[1\]; it must be an object or null"),
-        ({"rope_parameters": {"rope_theta": 0}}, "rope_theta is 0; it must be a positive number"),
+        ({"rope_parameters": {"rope_theta": 0}}, "rope_theta is 0; it must be a number above 1"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported; supported: silu"),
         ({"layer_types": ["sliding_attention"] * 2}, "supported: full_attention in every layer"),
         ({"architectures": [5]}, "architecture '5' is unknown; known: "),

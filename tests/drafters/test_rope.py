@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 import drafters
 from drafters.checkpoint import save_drafter
+from drafters.errors import UserError
 from drafters.rope import Rope, rope_of
 from drafters.target import load_target
 from tests.drafters.live import VOCAB, block_drafter, save_model
@@ -100,9 +102,37 @@ def test_a_drafter_of_a_stretched_target_is_stretched(tmp_path: Path, name: str)
         ({"high_freq_factor": None}, "high_freq_factor is None; it must be a positive number"),
         ({"original_max_position_embeddings": True}, "original_max_position_embeddings is True"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5; supported: 1"),
-        ({"rope_theta": "10k"}, "rope_theta is '10k'; it must be a positive number"),
+        ({"rope_theta": "10k"}, "rope_theta is '10k'; it must be a number above 1"),
+        ({"rope_theta": 1}, "rope_theta is 1; it must be a number above 1"),
+        ({"factor": 10**400}, "factor is 10*; it must be a positive number"),
+        (
+            {"full_attention": LLAMA3},
+            r"differs by layer \(full_attention\)",
+        ),
     ],
 )
 def test_values_that_cannot_be_used(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         rope_of({"rope_parameters": LLAMA3 | changes})
+
+
+def test_two_places_must_agree() -> None:
+    """transformers takes the older name, others the newer one."""
+    once = rope_of({"rope_parameters": YARN})
+    assert rope_of({"rope_parameters": YARN, "rope_scaling": YARN}) == once
+    plain = {"rope_theta": YARN["rope_theta"], "rope_type": "default"}
+    assert rope_of({"rope_parameters": plain, "rope_scaling": YARN}) == once
+    with pytest.raises(ValueError, match="stretch differently; give one of them"):
+        rope_of({"rope_parameters": LINEAR, "rope_scaling": YARN})
+    with pytest.raises(ValueError, match="partial_rotary_factor is 0.25"):
+        rope_of({"rope_theta": 1e4, "partial_rotary_factor": 0.25})
+
+
+def test_a_target_whose_rope_lacks_a_value(tmp_path: Path) -> None:
+    save_model(tmp_path)
+    path = tmp_path / "config.json"
+    lacking = {k: v for k, v in YARN.items() if k != "factor"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"rope_parameters": lacking}))
+    with pytest.raises(UserError, match="Missing required keys.*factor") as caught:
+        load_target(str(tmp_path))
+    assert "\n" not in str(caught.value)

@@ -481,9 +481,13 @@ def test_absent_responses_are_one_line(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_prompts_are_answered_once_and_learned_from(
-    responses: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    responses: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """With ``--prompts`` the responses are generated before training begins, never on resuming."""
+    """With ``--prompts`` the responses are generated before training begins, never on resuming;
+    other prompts, or responses that are gone, are one line."""
     asked = []
 
     def answered(args: argparse.Namespace) -> None:
@@ -505,3 +509,10 @@ def test_prompts_are_answered_once_and_learned_from(
     assert train.main(told) == 0
     same = [(p / "model.safetensors").read_bytes() for p in (out, tmp_path / "told")]
     assert same[0] == same[1]
+    capsys.readouterr()
+    assert train.main([w.replace("questions", "others") for w in words]) == 2
+    assert "['questions.jsonl'], this one has ['others.jsonl']" in capsys.readouterr().err
+    Path(args.out).unlink()
+    assert train.main(words) == 2
+    assert f"{args.out}, from which {out} has learned, is gone; give" in capsys.readouterr().err
+    assert len(asked) == 1
