@@ -163,7 +163,7 @@ class BlockDrafter(DraftModule):
         previous, state, tokens, rows = anchors, None, [], []
         for k in range(base.shape[1]):
             z, row, state = self.markov_head.latent(hidden[:, k], previous, state)
-            previous = draw(k, base[:, k].add_(self.markov_head.markov_w2(z)))
+            previous = draw(k, self.markov_head.add_bias(base[:, k], z))
             tokens.append(previous)
             rows.append(row)
         confidences = self._confidences(hidden, torch.stack(rows, 1))
@@ -172,7 +172,7 @@ class BlockDrafter(DraftModule):
     def _confidences(self, hidden: Tensor, rows: Tensor | None) -> Tensor | None:
         if not self.config.confidence_head:
             return None
-        return torch.sigmoid(self.confidence_head(hidden, rows).float())
+        return torch.sigmoid(self.confidence_head(hidden, rows))
 
     # --- training: many anchors of whole sequences, in-block tokens given ---
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from drafters.base import Sampler
 from drafters.block import BlockDrafter
+from drafters.heads import MarkovHead
 from drafters.layers import attend, attention_bias, causal
 from drafters.recurrent import RecurrentDrafter
 from drafters.target import Target
@@ -193,6 +194,19 @@ def test_sequential_heads_by_their_formulas(family: str, target: Target) -> None
         close(out.logits[k], drafter.lm_head.weight @ h + w2 @ z)
         score = conf.weight[0] @ torch.cat((h, row)) + conf.bias[0]
         close(out.confidences[k], torch.sigmoid(score))
+
+
+@torch.no_grad()
+def test_bias_of_one_row_and_of_several() -> None:
+    head = MarkovHead(300, 8, 16, "vanilla").requires_grad_(False)
+    for _ in range(2):  # a weight that changed is seen
+        torch.nn.init.normal_(head.markov_w2.weight)
+        z, block = torch.randn(4, 8), torch.randn(4, 3, 300)
+        expected = block[:, 1] + z @ head.markov_w2.weight.T
+        for n in (1, 2, 4):
+            mine = block.clone()
+            close(head.add_bias(mine[:n, 1], z[:n]), expected[:n])
+            close(mine[:n, 1], expected[:n])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
