@@ -18,6 +18,7 @@ from drafters.calibrate import calibrate_bundle
 from drafters.campaign_check import bundle_folders
 from drafters.comparison import FEWEST_BLOCKS, markdown
 from drafters.errors import UserError
+from drafters.evaluate import labels
 from drafters.measures import accepted_lengths, conditional_acceptance, round_latency
 from gpu_traces.bundle import Bundle, read_bundle
 from gpu_traces.svg import COLOURS, Line, Panel, figure
@@ -113,11 +114,11 @@ def _overview(bundles: list[Bundle]) -> pd.DataFrame:
 
 def _gain(bundles: list[Bundle]) -> pd.DataFrame:
     rows = []
-    for bundle in bundles:
+    for label, bundle in zip(labels(bundles), bundles, strict=True):
         for temperature in bundle.manifest.temperatures:
             table = accepted_lengths(read_bundle(bundle.folder, temperature))
             means = table[table["dataset"] == "all"]
-            row = {"drafter": bundle.manifest.drafter, "T": f"{temperature:g}"}
+            row = {"drafter": label, "T": f"{temperature:g}"}
             row |= {
                 domain: f"{mean:.2f} ± {half:.2f}"
                 for domain, mean, half in zip(
@@ -132,15 +133,15 @@ def calibrations(bundles: list[Bundle]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Mean scores of every bundle; reliability data of the first DSpark one (else the first)."""
     scores, diagrams = [], []
     first = min(bundles, key=lambda b: ("dspark" not in b.manifest.drafter, b.name))
-    for bundle in bundles:
+    for label, bundle in zip(labels(bundles), bundles, strict=True):
         try:
             _, table, diagram = calibrate_bundle(bundle)
         except UserError:  # too few prompts for a fitting and a reporting half
             continue
         mean = table.groupby(["temperature", "method"], sort=False)[["ece", "auc", "brier"]].mean()
-        scores.append(mean.round(4).reset_index().assign(drafter=bundle.manifest.drafter))
+        scores.append(mean.round(4).reset_index().assign(drafter=label))
         if bundle is first:
-            diagrams.append(diagram.assign(drafter=bundle.manifest.drafter))
+            diagrams.append(diagram.assign(drafter=label))
     if not scores:
         return pd.DataFrame(), pd.DataFrame()
     table = pd.concat(scores)[["drafter", "temperature", "method", "ece", "auc", "brier"]]
@@ -187,15 +188,16 @@ def _live(bundles: list[Bundle]) -> pd.DataFrame:
 
 def acceptance(bundles: list[Bundle], temperature: float) -> str:
     """One panel per domain, one line per drafter, as far as enough blocks reach."""
-    tables = {}
-    for i, bundle in enumerate(b for b in bundles if temperature in b.manifest.temperatures):
-        table = conditional_acceptance(read_bundle(bundle.folder, temperature))
-        tables[i, bundle.manifest.drafter] = table
+    shown = [b for b in bundles if temperature in b.manifest.temperatures]
+    tables = {
+        label: conditional_acceptance(read_bundle(bundle.folder, temperature))
+        for label, bundle in zip(labels(shown), shown, strict=True)
+    }
     domains = sorted({d for t in tables.values() for d in t["domain"]})
     panels = []
     for domain in domains:
         lines = []
-        for (i, name), table in tables.items():
+        for i, (name, table) in enumerate(tables.items()):
             enough = table["reached"] >= FEWEST_BLOCKS
             mine = table[(table["domain"] == domain) & enough]
             if len(mine) > 1:
