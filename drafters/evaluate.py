@@ -58,10 +58,10 @@ def evaluate(bundles: list[Bundle]) -> dict[str, pd.DataFrame]:
 
 
 def labels(bundles: list[Bundle]) -> list[str]:
-    """A name for each: its drafter's, with the bundle's behind it where drafters repeat."""
+    """A name for each: its drafter's, or the bundle's own where drafters repeat."""
     drafters = [bundle.manifest.drafter for bundle in bundles]
     return [
-        name if drafters.count(name) == 1 else f"{name} ({bundle.name})"
+        name if drafters.count(name) == 1 else bundle.name
         for name, bundle in zip(drafters, bundles, strict=True)
     ]
 

@@ -35,6 +35,7 @@ from drafters.campaign_stages import SHARES, Plan, choose_stages, tasks
 from drafters.campaign_weights import join_target
 from drafters.errors import UserError
 from gpu_traces.bundle import read_bundle
+from gpu_traces.synthetic import synthetic_bundle, synthetic_traces
 from sim import live_speed
 from tests.drafters.live import WORDS, save_model, save_tokenizer
 
@@ -193,6 +194,19 @@ def test_report_fills_the_page_between_its_markers(recorded: Path, tmp_path: Pat
     assert all(f"| {name} |" in text for name in TRAINED)
     campaign.main(["report", str(recorded), "--out", str(page)])
     assert page.read_text() == text
+
+
+def test_bundles_of_one_drafter_go_by_their_own_names(tmp_path: Path) -> None:
+    bundles = []
+    for seed, name in enumerate(("one", "two")):
+        traces = synthetic_traces(
+            {"math": 0.8}, gamma=3, responses=20, response_tokens=50, seed=seed
+        )
+        folder = synthetic_bundle(tmp_path / name, replace(traces, name=name))
+        bundles.append(read_bundle(folder))
+    drawn = campaign_report.acceptance(bundles, bundles[0].manifest.temperatures[0])
+    assert all(f">{bundle.name}<" in drawn for bundle in bundles)
+    assert set(campaign_report.calibrations(bundles)[0]["drafter"]) == {"one", "two"}
 
 
 def test_report_refuses_a_page_without_markers(tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def test_command_writes_tables_and_figures(
     assert "## Tokens per round" in text
     assert (out / "report.md").read_text().strip() == text.strip()
     accepted = pd.read_csv(out / "accepted_length.csv")
-    assert accepted["drafter"].unique().tolist() == ["synthetic (one)", "synthetic (two)"]
+    assert accepted["drafter"].unique().tolist() == ["one", "two"]
     overall = accepted.query("domain == 'all'")
     assert len(overall) == 2
     assert overall["tokens_per_round"].between(1, 4).all()
