@@ -251,8 +251,8 @@ def parser() -> argparse.ArgumentParser:
     add("--paged", False, action="store_true", help="keep keys in blocks instead of slots")
     add("--graphs", None, "run steps as captured CUDA graphs, keys in blocks; on with CUDA",
         action=argparse.BooleanOptionalAction)  # fmt: skip
-    add("--bundle", "", "trace bundle that gives calibration and cost table; without one the"
-        " engine profiles itself")  # fmt: skip
+    add("--bundle", "", "trace bundle that gives calibration and cost table; without the"
+        " latter the engine profiles itself")  # fmt: skip
     add("--allow-anticipating", False, action="store_true",
         help="let a policy that biases sampled text run at temperature > 0")  # fmt: skip
     add("--seed", 0, "seed of every draw", type=whole(0))

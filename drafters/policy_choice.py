@@ -40,9 +40,8 @@ def choose(
 
     Cost table and calibration come from the policy file; with a bundle (given, or the shipped one
     that the policy was chosen on) calibration and domain codes are the bundle's, and so is the cost
-    table of a policy given by name. Without either the engine profiles itself, with ``graphs`` or
-    without. Raises UserError
-    with one line for anything unknown or unfit.
+    table of a policy given by name. Where none is given the engine profiles itself, with ``graphs``
+    or without. Raises UserError with one line for anything unknown or unfit.
     """
     gamma = drafter.gamma if drafter else DEFAULT_GAMMA
     stored = _stored(text)
@@ -92,7 +91,7 @@ def _from_file(stored: PolicyFile, path: str, drafter: Drafter | None) -> Choice
 def _believed_cost(
     policy: Policy, target: Target, drafter: Drafter | None, bundle: Bundle | None, graphs: bool
 ) -> tuple[CostTable, str]:
-    if bundle is None:
+    if bundle is None or not bundle.manifest.has_steps:
         return measured_cost(policy, target, drafter, graphs)
     manifest = bundle.manifest
     model, _ = fit_latency(bundle.steps, origin=manifest.origin, gamma=manifest.gamma)

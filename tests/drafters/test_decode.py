@@ -15,6 +15,7 @@ from drafters.decode import Stop, build, main, parser, serve, write
 from drafters.engine import Engine, EngineConfig
 from drafters.errors import UserError
 from drafters.graphs import say_once
+from drafters.policy_choice import choose
 from drafters.request import Request
 from drafters.target import load_target
 from drafters.traffic import read_arrivals
@@ -155,6 +156,22 @@ def test_bad_input_is_one_line(
     assert says in error
     assert len(error.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("bundle", "origin"),
+    [("smollm2-dspark-epyc", "measured (CPU"), ("smollm2-eagle3-h100", "made for the test")],
+)
+def test_costs_a_bundle_lacks_are_profiled(
+    home: Path, monkeypatch: pytest.MonkeyPatch, bundle: str, origin: str
+) -> None:
+    """Calibration comes from the bundle either way."""
+    monkeypatch.setattr(
+        "drafters.policy_choice.measured_cost", lambda *_: (cost_table(), "made for the test")
+    )
+    choice = choose("goodput", load_target(str(home / "target")), None, bundle)
+    assert choice.cost_origin.startswith(origin)
+    assert {c.temperature for c in choice.calibration} == {0.0, 1.0}
 
 
 def test_a_full_disk_leaves_no_run(home: Path, tmp_path: Path, capsys) -> None:
