@@ -28,10 +28,10 @@ from drafters.target import Target
 from policies.registry import parse
 
 SIZES = {
-    "dspark": ("layers", "rank"),
-    "dspark-gated": ("layers", "rank"),
-    "dspark-rnn": ("layers", "rank"),
-    "dflash": ("layers",),
+    "dspark": ("layers", "intermediate", "rank"),
+    "dspark-gated": ("layers", "intermediate", "rank"),
+    "dspark-rnn": ("layers", "intermediate", "rank"),
+    "dflash": ("layers", "intermediate"),
     "eagle3": (),
     "mtp": (),
 }
@@ -221,6 +221,7 @@ def fixed_options(
         "--start": args.start,
         "--gamma": config.gamma,
         "--layers": config.num_layers,
+        "--intermediate": config.shape.intermediate_size,
         "--rank": config.markov_rank,
         "--feature-layers": list(config.target_layer_ids),
         "mask token": config.mask_token_id,

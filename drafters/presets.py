@@ -20,7 +20,7 @@ from drafters.checkpoint import SHARED, load
 from drafters.config import DraftConfig
 from drafters.eagle3 import Eagle3Drafter
 from drafters.errors import UserError
-from drafters.layers import DecoderLayer
+from drafters.layers import MLP, DecoderLayer
 from drafters.module import DraftModule
 from drafters.mtp import MTPDrafter
 from drafters.recurrent import RecurrentDrafter
@@ -48,8 +48,9 @@ def build_drafter(
 ) -> DraftModule:
     """A fresh trainable drafter that shares the target's embeddings (frozen).
 
-    ``args``: feature_layers, gamma; for block families also layers, rank, head. ``bigrams`` start a
-    Markov head; without them it adds nothing yet. UserError for layers that the target has not.
+    ``args``: feature_layers, gamma; for block families also layers, intermediate, rank, head.
+    ``bigrams`` start a Markov head; without them it adds nothing yet. UserError for layers, or a
+    width of their feed-forward halves, that the target has not.
     """
     common = {
         "family": family,
@@ -119,6 +120,12 @@ def _block_drafter(
             f"{args.layers} draft layers do not fit a target of {target.num_layers} layers, whose"
             f" last ones they start from; allowed: 1..{target.num_layers}"
         )
+    widest = target.shape.intermediate_size
+    if args.intermediate > widest:
+        raise UserError(
+            f"intermediate size {args.intermediate} is wider than the target's layers, from which"
+            f" draft layers start; allowed: 1..{widest}, 0 for all"
+        )
     config = DraftConfig(
         num_layers=args.layers,
         mask_token_id=mask_token(target.vocab_size),
@@ -127,7 +134,7 @@ def _block_drafter(
         confidence_head=dspark,
         confidence_with_markov=dspark,
         **common,
-    )
+    ).with_shape(intermediate_size=args.intermediate or widest)
     drafter = BlockDrafter(config)
     _start_from(drafter, target)
     if dspark and bigrams is not None:
@@ -191,10 +198,26 @@ def _start_from(drafter: BlockDrafter, target: Target) -> None:
 
 
 def _fold(layer: DecoderLayer, source: DecoderLayer) -> None:
-    """Copy a target layer with its input norm's gain moved into the projections."""
-    layer.load_state_dict(source.state_dict())
+    """Copy a target layer with its input norm's gain moved into the projections; of a wider one's
+    feed-forward neurons those with the largest weights."""
+    kept = _largest_neurons(source.mlp, layer.mlp.gate_proj.out_features)
+    layer.load_state_dict(
+        source.state_dict()
+        | {
+            "mlp.gate_proj.weight": source.mlp.gate_proj.weight[kept],
+            "mlp.up_proj.weight": source.mlp.up_proj.weight[kept],
+            "mlp.down_proj.weight": source.mlp.down_proj.weight[:, kept],
+        }
+    )
     gain = source.input_layernorm.weight.float()
     for name in ("q_proj", "k_proj", "v_proj"):
         projection = getattr(layer.self_attn, name)
         projection.weight.copy_(getattr(source.self_attn, name).weight.float() * gain)
     layer.input_layernorm.weight.fill_(1.0)
+
+
+def _largest_neurons(mlp: MLP, count: int) -> Tensor:
+    """Ascending indices of the ``count`` neurons whose weights' norms have the largest product."""
+    gate, up, down = (m.weight.float() for m in (mlp.gate_proj, mlp.up_proj, mlp.down_proj))
+    size = gate.norm(dim=1) * up.norm(dim=1) * down.norm(dim=0)
+    return size.topk(count).indices.sort().values

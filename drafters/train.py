@@ -259,6 +259,8 @@ def parser() -> argparse.ArgumentParser:
     add("--minutes", type=positive, default=30.0, help="time budget, minutes")
     add("--steps", type=whole(0), default=0, help="so many steps instead; 0: --minutes")
     add("--layers", type=whole(1), default=2, help="draft layers")
+    add("--intermediate", type=whole(0), default=0, help="block families: width of the draft"
+        " layers' feed-forward halves; 0: the target's")  # fmt: skip
     add("--rank", type=whole(1), default=32, help="rank of the Markov head")
     add("--gamma", type=whole(1), default=7, help="block size, draft tokens")
     add("--feature-layers", type=int, nargs="+", default=None,

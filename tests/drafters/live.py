@@ -79,7 +79,7 @@ def transformers_greedy(model: torch.nn.Module, prompt: Sequence[int], new: int)
 
 def block_drafter(target: Target) -> BlockDrafter:
     args = argparse.Namespace(
-        feature_layers=[0, 1, 2], layers=1, gamma=GAMMA, rank=8, head="vanilla"
+        feature_layers=[0, 1, 2], layers=1, intermediate=0, gamma=GAMMA, rank=8, head="vanilla"
     )
     torch.manual_seed(1)
     drafter = build_drafter("dspark", target, args).requires_grad_(False)

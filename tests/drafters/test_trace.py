@@ -33,7 +33,9 @@ VOCAB, GAMMA = 61, 4
 def models() -> tuple[Target, BlockDrafter]:
     torch.manual_seed(0)
     target = Target(SHAPE, 5, VOCAB).eval().requires_grad_(False)
-    args = argparse.Namespace(feature_layers=None, layers=2, rank=8, head="vanilla", gamma=GAMMA)
+    args = argparse.Namespace(
+        feature_layers=None, layers=2, intermediate=0, rank=8, head="vanilla", gamma=GAMMA
+    )
     drafter = build_drafter("dspark", target, args).eval()
     torch.nn.init.normal_(drafter.markov_head.markov_w2.weight, std=0.02)
     return target, drafter

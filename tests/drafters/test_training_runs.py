@@ -20,7 +20,7 @@ from drafters.learner import fingerprint
 from drafters.module import DraftModule
 from drafters.objectives import batch_loss
 from drafters.optimizers import OPTIMIZERS, make_optimizers
-from drafters.presets import continued, mask_token
+from drafters.presets import build_drafter, continued, mask_token
 from drafters.target import Target
 from tests.drafters.families import LAYERS, tiny_drafter, tiny_target
 from tests.drafters.test_training import GAMMA, TARGET, VOCAB, sequences
@@ -338,12 +338,35 @@ def test_several_learn_from_the_same_batches(
 
 def test_one_family_in_several_sizes(responses: Path, tmp_path: Path) -> None:
     made = command(responses, tmp_path, "dspark", 5)
-    made[1:2] = ["dspark:layers=2;rank=3", "dspark", "dflash:layers=3"]
+    made[1:2] = ["dspark:layers=2;rank=3", "dspark", "dflash:layers=3;intermediate=20"]
     assert train.main(made) == 0
-    folders = {"dspark-layers2-rank3": (2, 3), "dspark": (1, 6), "dflash-layers3": (3, 0)}
+    width = TARGET.shape.intermediate_size
+    folders = {
+        "dspark-layers2-rank3": (2, width, 3),
+        "dspark": (1, width, 6),
+        "dflash-layers3-intermediate20": (3, 20, 0),
+    }
     for folder, sizes in folders.items():
         config = drafters.load(tmp_path / folder, TARGET).config
-        assert (config.num_layers, config.markov_rank) == sizes
+        made_with = config.num_layers, config.shape.intermediate_size, config.markov_rank
+        assert made_with == sizes
+
+
+def test_a_narrower_drafter_starts_from_the_largest_neurons() -> None:
+    """A target whose neurons beyond 20 are next to nothing gives a draft layer of width 20 what
+    it gives one of its own width."""
+    target = tiny_target()
+    mlp = target.layers[-1].mlp
+    small = torch.randperm(mlp.gate_proj.out_features)[20:]
+    mlp.down_proj.weight[:, small] = 1e-9
+    made = []
+    for width in (0, 20):
+        args = train.parser().parse_args(["--responses", "", "--out", "", "--layers", "1"])
+        args.head, args.intermediate = "vanilla", width
+        made.append(build_drafter("dflash", target, args).layers[0].mlp)
+    x = torch.randn(5, target.shape.hidden_size)
+    assert made[1].gate_proj.out_features == 20
+    torch.testing.assert_close(made[1](x), made[0](x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -372,6 +395,7 @@ def test_unknown_sizes_are_refused(
         (["dspark", "dflash", "dspark"], [], "dspark twice"),
         (["dspark"], ["--layers", "4"], "4 draft layers do not fit a target of 3 layers"),
         (["dflash:layers=9"], [], "9 draft layers do not fit a target of 3 layers"),
+        (["dflash"], ["--intermediate", "999"], "intermediate size 999 is wider than the target"),
         (["dspark"], ["--feature-layers", "2"], "feature layers (2,) do not fit"),
         (["mtp"], ["--feature-layers", "0", "1"], "mtp reads the target's last layer, 2, alone"),
         (["dspark", "mtp"], ["--feature-layers", "1"], "--feature-layers 1: mtp reads"),
