@@ -30,16 +30,18 @@ def ragged_attention(
     causal: bool = True,
 ) -> Tensor:
     """See ``drafters.kernels.ragged_attention``."""
-    out = torch.zeros(queries.shape, dtype=queries.dtype, device=queries.device)
     rows, heads, size = queries.shape
     requests, block_size, kv_heads = block_tables.shape[0], *key_cache.shape[1:3]
     if requests == 0 or rows == 0 or max_rows == 0:
-        return out
+        return torch.zeros(queries.shape, dtype=queries.dtype, device=queries.device)
+    out = torch.empty(queries.shape, dtype=queries.dtype, device=queries.device)
     group = heads // kv_heads
     block_m = min(64, max(16, triton.next_power_of_2(max_rows * group)))
     grid = (requests, kv_heads, triton.cdiv(max_rows * group, block_m))
     splits = _splits(grid[0] * grid[1] * grid[2], block_tables.shape[1] * block_size)
-    parts = out.new_zeros((splits, rows, heads, size), dtype=torch.float32) if splits > 1 else out
+    parts = out
+    if splits > 1:
+        parts = torch.empty((splits, rows, heads, size), dtype=torch.float32, device=out.device)
     normalizers = torch.empty((splits, rows, heads), dtype=torch.float32, device=out.device)
     _attend[(grid[0] * splits, *grid[1:])](
         queries,
@@ -54,6 +56,7 @@ def ragged_attention(
         context_tokens,
         parts,
         normalizers,
+        requests,
         rows,
         heads,
         size**-0.5,
@@ -106,6 +109,7 @@ def _attend(
     context_tokens,
     parts,
     normalizers,
+    requests,
     rows,
     heads,
     scale,
@@ -196,6 +200,17 @@ def _attend(
         if SPLITS > 1:
             normalizer = tl.where(total > 0, top + tl.log(divisor), NEGATIVE_INFINITY)
             tl.store(normalizers + cell, normalizer, mask=live)
+    if SPLITS == 1 and request + tl.program_id(2) == 0:
+        # Rows that no request owns.
+        lane = tl.arange(0, BLOCK_E)
+        for start in range(tl.load(cu_rows + requests).to(tl.int32) * GROUP, rows * GROUP, BLOCK_M):
+            pair = start + tl.arange(0, BLOCK_M)
+            cell = (pair // GROUP).to(tl.int64) * heads + kv_head * GROUP + pair % GROUP
+            tl.store(
+                parts + cell[:, None] * SIZE + lane[None, :],
+                tl.zeros((BLOCK_M, BLOCK_E), parts.dtype.element_ty),
+                mask=(pair < rows * GROUP)[:, None] & (lane < SIZE)[None, :],
+            )
 
 
 @triton.jit
@@ -209,11 +224,13 @@ def _join(
     SIZE: tl.constexpr,
     BLOCK_E: tl.constexpr,
 ):
-    """Mix the splits of one row and head by their share of the softmax mass."""
+    """Mix the splits of one row and head by their share of the softmax mass; 0 for a row that no
+    request owns."""
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    rows, heads = tl.num_programs(0), tl.num_programs(1)
+    split, lane = tl.arange(0, SPLITS).to(tl.int64), tl.arange(0, BLOCK_E)
+    place = out + (row * heads + head) * SIZE + lane
     if row < tl.load(cu_rows + requests):
-        rows, heads = tl.num_programs(0), tl.num_programs(1)
-        split, lane = tl.arange(0, SPLITS).to(tl.int64), tl.arange(0, BLOCK_E)
         cell = (split * rows + row) * heads + head
         normalizer = tl.load(normalizers + cell)
         weight = tl.exp(normalizer - tl.max(normalizer, 0))
@@ -222,4 +239,6 @@ def _join(
             parts + cell[:, None] * SIZE + lane[None, :], mask=(lane < SIZE)[None, :], other=0.0
         )
         mixed = tl.sum(part * weight[:, None], 0).to(out.dtype.element_ty)
-        tl.store(out + (row * heads + head) * SIZE + lane, mixed, mask=lane < SIZE)
+        tl.store(place, mixed, mask=lane < SIZE)
+    else:
+        tl.store(place, tl.zeros((BLOCK_E,), out.dtype.element_ty), mask=lane < SIZE)
