@@ -59,8 +59,8 @@ def told(proposal: Proposal, temperatures: Tensor) -> Tensor:
 
 
 def heard(told: Tensor) -> tuple[list[list[int]], Floats]:
-    """Tokens [n][k] and raw confidences [n, k] of what was ``told``; waits for the device."""
-    tokens, bits = np.split(told.cpu().numpy(), 2, axis=1)
+    """Tokens [n][k] and raw confidences [n, k] of what was ``told``, on the host."""
+    tokens, bits = np.split(told.numpy(), 2, axis=1)
     sure = bits.astype(np.int16).view(np.float16)
     return tokens.tolist(), sure.astype(np.float64)
 

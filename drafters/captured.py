@@ -36,14 +36,17 @@ class CapturedPass:
         widest: int,
         feature_layers: tuple[int, ...],
         features: Tensor,
+        drawn: Tensor | None,
         pool: Any,
     ) -> None:
-        """``features`` [at least tokens, m * d] receives the features of each pass."""
+        """``features`` [at least tokens, m * d] receives the features of each pass. ``drawn``: the
+        last draft's tokens behind a zero, where drafts are captured."""
         device = features.device
         self.inputs = inputs = PassInputs(tokens, sequences, widest, cache, device)
 
         def forward() -> tuple[Tensor, Tensor]:
-            out = target.ragged(inputs.batch, cache, feature_layers)
+            batch = inputs.batch if drawn is None else inputs.batch_with(drawn)
+            out = target.ragged(batch, cache, feature_layers)
             if out.features is not None:
                 features[:tokens].copy_(out.features)
             logits = target.lm_head(out.hidden)
@@ -51,9 +54,15 @@ class CapturedPass:
 
         self._replay = Replay(forward, device, pool)
 
-    def run(self, rows: Sequence[Running], parts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """Logits [T, V] and their argmax [T]; rows past the given tokens are padding."""
-        self.inputs.fill(rows, parts)
+    def run(
+        self,
+        rows: Sequence[Running],
+        parts: Sequence[Sequence[int]],
+        sources: Sequence[int] = (),
+    ) -> tuple[Tensor, Tensor]:
+        """Logits [T, V] and their argmax [T], both still to be waited for; rows past the given
+        tokens are padding. ``sources`` as in ``PassInputs.fill``."""
+        self.inputs.fill(rows, parts, sources)
         return self._replay()
 
 
@@ -65,13 +74,15 @@ class CapturedDraft:
         drafter: DraftModule,
         state: object,
         features: Tensor,
+        drawn: Tensor,
         requests: int,
         length: int,
         hot: bool,
         spare: int,
         pool: Any,
     ) -> None:
-        """``features``: the buffer of the passes. ``hot``: whether to serve temperatures > 0.
+        """``features``: the buffer of the passes; ``drawn`` receives the tokens, behind its zero.
+        ``hot``: whether to serve temperatures > 0.
         ``spare``: a position past what any request uses, for the runs before the capture."""
         n, width, device = requests, drafter.gamma + 1, features.device
         self.width, self.length = width, length
@@ -97,6 +108,7 @@ class CapturedDraft:
             heat = at["temperatures"].view(torch.float64).float()
             sampler = Sampler(heat, at["uniforms"].view(torch.float64), any_hot=hot, fused=True)
             proposal = drafter.propose(state, at["anchors"], at["positions"], length, sampler)
+            drawn[1 : 1 + n * length].view(n, length).copy_(proposal.tokens)
             return proposal, told(proposal, heat)
 
         self._replay = Replay(draft, device, pool)

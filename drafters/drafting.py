@@ -37,16 +37,23 @@ class Block(NamedTuple):
     """The same on the device."""
 
 
-class Drafting(NamedTuple):
+class Drafting:
     """A block that the device may still be at work on."""
 
-    proposal: Proposal
-    told: Tensor
-    """[n, 2 k], see ``drafters.beliefs``."""
+    def __init__(self, proposal: Proposal, told: Tensor, captured: bool) -> None:
+        """``told`` [n, 2 k], see ``drafters.beliefs``. ``captured``: whether the tokens also lie
+        where a captured pass finds them."""
+        self.proposal, self.captured = proposal, captured
+        self._told = told.to("cpu", non_blocking=True)
+        self._arrived = torch.cuda.Event() if told.is_cuda else None
+        if self._arrived:
+            self._arrived.record()
 
     def block(self) -> Block:
-        """The block, once it is there."""
-        return Block(*heard(self.told), self.proposal)
+        """The block, once it is there; what the device was given since is not waited for."""
+        if self._arrived:
+            self._arrived.synchronize()
+        return Block(*heard(self._told), self.proposal)
 
 
 class DraftRunner:
@@ -72,6 +79,8 @@ class DraftRunner:
         self.counts = powers_of_two(slots)
         self.state = self._new_state()
         self._features, self._pool = features, pool
+        self.drawn = torch.zeros(1 + self.counts[-1] * gamma, dtype=torch.long, device=self.device)
+        """The tokens of the last captured draft, row by row, behind a zero."""
         self._captured: dict[tuple[int, int, bool], CapturedDraft] = {}
         self._draws_apart = not getattr(drafter, "drawn_in_one", False)
         if graphs and not self.captures:
@@ -103,6 +112,7 @@ class DraftRunner:
                 self.drafter,
                 self.state,
                 self._features,
+                self.drawn,
                 count,
                 length,
                 hot,
@@ -125,7 +135,7 @@ class DraftRunner:
         if self.captures:
             count = next_size(self.counts, len(rows))
             captured = self._capture(count, longest, hot and self._draws_apart)
-            drafting = Drafting(*captured.run(rows, heat, uniforms))
+            drafting = Drafting(*captured.run(rows, heat, uniforms), captured=True)
         else:
             drafting = self._propose(rows, longest, hot, uniforms)
         for row in rows:
@@ -147,7 +157,7 @@ class DraftRunner:
         drawn = torch.from_numpy(uniforms).to(self.device)
         sampler = Sampler(heat, drawn, any_hot=hot, fused=fused)
         proposal = self.drafter.propose(self.state, anchors, positions, longest, sampler)
-        return Drafting(proposal, told(proposal, heat))
+        return Drafting(proposal, told(proposal, heat), captured=False)
 
     def extend(self, rows: Sequence[Running]) -> None:
         """Give the drafter the ``pending`` features of the rows that draft; equally long parts
@@ -174,12 +184,12 @@ class DraftRunner:
         self,
         rows: Sequence[Running],
         features: Tensor,
-        parts: list[list[int]],
+        counts: list[int],
         kept: list[int],
     ) -> None:
-        """Leave with each row the features of the first ``kept`` of its tokens: where they lie, if
-        a captured draft can take them from there."""
-        starts = accumulate((len(part) for part in parts), initial=0)
+        """Leave with each row, which had so many ``counts`` of the flattened tokens, the features
+        of the first ``kept`` of them: where they lie, if a captured draft can take them there."""
+        starts = accumulate(counts, initial=0)
         in_place = features is self._features and self.captures
         for row, start, count in zip(rows, starts, kept, strict=False):
             if in_place and count <= self.gamma + 1 and not row.pending:

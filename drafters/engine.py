@@ -28,7 +28,7 @@ from drafters.errors import UserError
 from drafters.limits import EngineConfig, check, effective, make_runner, refusal
 from drafters.records import StepLog, Stopwatch
 from drafters.request import Request, Running, stream_of
-from drafters.runner import Runner
+from drafters.runner import Pass, Runner
 from drafters.target import Target
 from gpu_traces.manifest import Calibration
 from policies.base import Ints, Policy, StepOutcome, VerifyPlan, VerifyState
@@ -49,6 +49,8 @@ class Step:
     block: Block | None
     state: VerifyState
     plan: VerifyPlan
+    begun: Pass | None
+    """The target pass, where it did not have to wait for the host to know the drafts."""
 
 
 class Engine:
@@ -137,8 +139,8 @@ class Engine:
         return self.line.fill(now_s)
 
     def plan(self, now_s: float) -> Step:
-        """Draft, and let the policy say how much of it to verify; what it can decide without the
-        drafts it decides while a device makes them."""
+        """Draft, and let the policy say how much of it to verify. What it can decide without the
+        drafts it decides while a device makes them; where that is all, the target pass begins."""
         self.watch.lap("overhead")
         drafts = self.runner.drafts
         drafting = drafts.begin(self.line.decoders) if drafts else None
@@ -148,32 +150,39 @@ class Engine:
         state = self._state(rows, now_s)
         if rows and self.policy.lag:
             state = state._replace(budget=self.policy.size(state))
+        plan, begun = VerifyPlan(np.empty(0, dtype=np.int64)), None
+        early = bool(rows) and not self.policy.needs_confidences
+        if early:
+            plan = self._decide(state)
+            if drafting:
+                lengths = in_slots(plan.lengths, at)
+                begun = self.runner.begin(self.line.rows, self.line.chunks, drafting, lengths)
         self.watch.lap("plan", overlaps=True)
         block = drafting.block() if drafting else None
-        self.watch.lap("draft")
-        plan = VerifyPlan(np.empty(0, dtype=np.int64))
+        self.watch.lap("draft", waited=begun is not None)
         if rows:
             raw = block.raw if block else None
             seen = confidences(self.line.decoders, raw, self.gamma, self.calibration)
             current = frozen(seen[at])
             lagged = frozen(self.lag.push(state.slots, current))
             state = state._replace(current=current, lagged=lagged)
-            plan = self.policy.plan(state)
-            check_plan(self.policy, state, plan)
-        self.watch.lap("plan")
-        return Step(rows, at, block, state, plan)
+            plan = plan if early else self._decide(state)
+        self.watch.lap("plan", overlaps=begun is not None)
+        return Step(rows, at, block, state, plan, begun)
 
     def advance(self, step: Step, start_s: float) -> None:
         """The target pass, acceptance, and everything that follows from it."""
-        lengths = np.empty(self.line.decoding, dtype=np.int64)
-        lengths[step.at] = step.plan.lengths
+        lengths = in_slots(step.plan.lengths, step.at)
         context_tokens = sum(row.cached for row in self.line.rows)
-        accepted, following, padded = self.runner.verify(
-            self.line.rows, self.line.chunks, step.block, lengths.tolist()
+        rows, chunks = self.line.rows, self.line.chunks
+        accepted, following, padded = (
+            self.runner.judge(step.begun, rows, chunks, step.block, lengths)
+            if step.begun
+            else self.runner.verify(rows, chunks, step.block, lengths)
         )
         self.watch.lap("verify")
         end_s = self.now_s()
-        hits = self._commit_blocks(step, lengths.tolist(), accepted, following)
+        hits = self._commit_blocks(step, lengths, accepted, following)
         self._commit_chunks(following[len(step.rows) :], end_s)
         self._want_drafts(step)
         finished = np.array([row.done for row in step.rows], dtype=np.bool_)
@@ -188,6 +197,11 @@ class Engine:
         )  # fmt: skip
 
     # --- parts of plan ---
+
+    def _decide(self, state: VerifyState) -> VerifyPlan:
+        plan = self.policy.plan(state)
+        check_plan(self.policy, state, plan)
+        return plan
 
     def _state(self, rows: list[Running], now_s: float) -> VerifyState:
         """What a policy sees before there are drafts."""
@@ -261,3 +275,10 @@ class Engine:
                 state.step, state.slots, lengths, hits, state.current, finished, step_time_s
             )
         )
+
+
+def in_slots(lengths: Ints, at: Ints) -> list[int]:
+    """``lengths`` in policy order, sorted by the cache slots ``at``."""
+    placed = np.empty_like(lengths)
+    placed[at] = lengths
+    return placed.tolist()  # type: ignore[no-any-return]

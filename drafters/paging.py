@@ -8,7 +8,7 @@ none for its next step takes them from the request that was admitted last.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -85,6 +85,7 @@ class PassInputs:
         self._inputs = Inputs(
             {
                 "tokens": (tokens,),
+                "sources": (tokens,),
                 "positions": (tokens,),
                 "rows": (tokens,),
                 "cu_rows": (sequences + 1,),
@@ -95,10 +96,25 @@ class PassInputs:
         )
         self._inputs.host["rows"][:] = cache.spare_row
         self._inputs.send()
-        self.batch = PagedBatch(**self._inputs.at, widest=widest)
+        at = dict(self._inputs.at)
+        self._sources = at.pop("sources")
+        self.batch = PagedBatch(**at, widest=widest)
 
-    def fill(self, rows: Sequence[Running], parts: Sequence[Sequence[int]]) -> None:
-        """Send the new tokens ``parts`` of each row, the first at its position ``cached``."""
+    def batch_with(self, drawn: Tensor) -> PagedBatch:
+        """The batch with the tokens that ``sources`` say taken from ``drawn``."""
+        return replace(self.batch, tokens=self.batch.tokens + drawn[self._sources])
+
+    def fill(
+        self,
+        rows: Sequence[Running],
+        parts: Sequence[Sequence[int]],
+        sources: Sequence[int] = (),
+    ) -> None:
+        """Send the new tokens ``parts`` of each row, the first at its position ``cached``.
+
+        ``sources``, of the first tokens: where in ``batch_with``'s ``drawn`` a token lies that the
+        host does not know yet and gives as 0; 0 where it knows.
+        """
         host, size = self._inputs.host, self._cache.block_tokens
         starts = np.array([row.cached for row in rows])
         counts = np.array([len(part) for part in parts])
@@ -114,6 +130,8 @@ class PassInputs:
         blocks = tables[np.repeat(owner, count), positions // size]
         host["tokens"][:total] = [token for part in parts for token in part]
         host["tokens"][total:] = 0
+        host["sources"][: len(sources)] = sources
+        host["sources"][len(sources) :] = 0
         host["positions"][:total] = positions
         host["positions"][total:] = 0
         host["rows"][:total] = blocks * size + positions % size

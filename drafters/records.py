@@ -29,12 +29,13 @@ class Stopwatch:
         self.spent_us = dict.fromkeys(PARTS, 0.0)
         self._last = time.perf_counter()
 
-    def lap(self, part: str, overlaps: bool = False) -> None:
+    def lap(self, part: str, overlaps: bool = False, waited: bool = False) -> None:
         """Book the time since the last lap on ``part``. What ``overlaps`` with a device's work is
-        part of the lap that waits for it."""
+        part of the lap that waits for it; ``waited``: the part itself has, and the device may be at
+        work on the next one."""
         if self.waits and overlaps:
             return
-        if self.waits:
+        if self.waits and not waited:
             torch.cuda.synchronize()
         now = time.perf_counter()
         self.spent_us[part] += 1e6 * (now - self._last)

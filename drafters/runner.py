@@ -15,7 +15,7 @@ from torch import Tensor
 from drafters.base import Drafter
 from drafters.batch import make_batch
 from drafters.captured import CapturedPass
-from drafters.drafting import Block, DraftRunner
+from drafters.drafting import Block, Drafting, DraftRunner
 from drafters.graphs import captured_sizes, memory_pool, next_size
 from drafters.judging import first_tokens, judge
 from drafters.paging import BlockPool, PagedCache, PassInputs
@@ -49,6 +49,8 @@ class Pass(NamedTuple):
     last: list[int]
     """Row in ``logits`` of the last token of each sequence that joins."""
     tokens_padded: int
+    counts: list[int]
+    """Flattened tokens of each sequence."""
 
 
 class Runner:
@@ -106,9 +108,13 @@ class Runner:
             widest = self.gamma + 1
             self._passes[size] = CapturedPass(
                 self.target, self.cache, size, min(size, self.slots + size // widest), widest,
-                self.feature_layers, self._features, self._pool,
+                self.feature_layers, self._features, self._drawn, self._pool,
             )  # fmt: skip
         return self._passes[size]
+
+    @property
+    def _drawn(self) -> Tensor | None:
+        return self.drafts.drawn if self.drafts and self.drafts.captures else None
 
     def verify(
         self,
@@ -124,39 +130,81 @@ class Runner:
         of what was processed are left with the rows: chunks whole, verified blocks up to the
         rejection.
         """
+        drafts = block.tokens if block else [[]] * len(lengths)
+        known = [drafts[i][:length] for i, length in enumerate(lengths)]
+        return self.judge(self._begin(rows, chunks, known), rows, chunks, block, lengths)
+
+    def begin(
+        self, rows: Sequence[Running], chunks: list[int], drafting: Drafting, lengths: list[int]
+    ) -> Pass | None:
+        """Begin the pass of ``verify`` on drafts that the host does not know yet, for ``judge`` to
+        wait for; None, and nothing done, where draft or pass is not captured."""
+        total = len(lengths) + sum(lengths) + sum(chunks)
+        if not (drafting.captured and self.graphs and next_size(self.sizes, total)):
+            return None
+        width, sources = drafting.proposal.tokens.shape[1], []
+        for slot, length in enumerate(lengths):
+            first = 1 + slot * width
+            sources += [0, *range(first, first + length)]
+        return self._begin(rows, chunks, [[0] * length for length in lengths], sources)
+
+    def judge(
+        self,
+        done: Pass,
+        rows: Sequence[Running],
+        chunks: list[int],
+        block: Block | None,
+        lengths: list[int],
+    ) -> Outcome:
+        """What came of a pass; arguments as in ``verify``."""
         decoding = len(lengths)
-        drafts = block.tokens if block else [[]] * decoding
-        parts = [
-            [row.tokens[-1], *drafts[i][: lengths[i]]] for i, row in enumerate(rows[:decoding])
-        ]
-        joining = list(zip(rows[decoding:], chunks, strict=True))
-        parts += [row.tokens[row.cached : row.cached + chunk] for row, chunk in joining]
-        for row in rows if self.drafts else ():
-            self.drafts.set_aside(row)
-        done = self._pass(rows, parts, decoding)
         accepted, following = judge(
-            rows[:decoding], drafts, block.proposal if block else None, lengths,
-            done.logits, done.choices, self.gamma,
+            rows[:decoding], block.tokens if block else [[]] * decoding,
+            block.proposal if block else None, lengths, done.logits, done.choices, self.gamma,
         )  # fmt: skip
         heads = [
             (row, last)
-            for (row, chunk), last in zip(joining, done.last, strict=True)
+            for row, chunk, last in zip(rows[decoding:], chunks, done.last, strict=True)
             if row.ends_prefill(chunk)
         ]
         following += first_tokens(heads, done.logits, done.choices, self.gamma)
         if self.drafts is not None:
             kept = [1 + a for a in accepted] + chunks
-            self.drafts.keep(rows, done.features, parts, kept)
+            self.drafts.keep(rows, done.features, done.counts, kept)
         return Outcome(accepted, following, done.tokens_padded)
 
-    def _pass(self, rows: Sequence[Running], parts: list[list[int]], decoding: int) -> Pass:
+    def _begin(
+        self,
+        rows: Sequence[Running],
+        chunks: list[int],
+        drafts: list[list[int]],
+        sources: Sequence[int] = (),
+    ) -> Pass:
+        """Launch the pass; ``drafts`` of each decoding row are verified whole."""
+        decoding = len(drafts)
+        parts = [
+            [row.tokens[-1], *draft] for row, draft in zip(rows[:decoding], drafts, strict=True)
+        ]
+        joining = zip(rows[decoding:], chunks, strict=True)
+        parts += [row.tokens[row.cached : row.cached + chunk] for row, chunk in joining]
+        for row in rows if self.drafts else ():
+            self.drafts.set_aside(row)
+        return self._pass(rows, parts, decoding, sources)
+
+    def _pass(
+        self,
+        rows: Sequence[Running],
+        parts: list[list[int]],
+        decoding: int,
+        sources: Sequence[int],
+    ) -> Pass:
         counts = [len(part) for part in parts]
         ends, total = list(accumulate(counts)), sum(counts)
         size = next_size(self.sizes, total) if self.graphs else 0
         if size:
-            logits, choices = self._captured_pass(size).run(rows, parts)
+            logits, choices = self._captured_pass(size).run(rows, parts, sources)
             last = [end - 1 for end in ends[decoding:]]
-            return Pass(logits, choices, self._features, last, size)
+            return Pass(logits, choices, self._features, last, size, counts)
         if isinstance(self.cache, PagedCache):
             inputs = PassInputs(total, len(rows), max(counts), self.cache, self.device)
             inputs.fill(rows, parts)
@@ -172,7 +220,7 @@ class Runner:
         logits = self.target.lm_head(hidden)
         features = out.hidden[:, :0] if out.features is None else out.features
         last = list(range(verified, len(wanted)))
-        return Pass(logits, greedy(logits), features, last, total)
+        return Pass(logits, greedy(logits), features, last, total, counts)
 
     def move(self, source: int, destination: int, row: Running) -> None:
         """Copy what is cached of ``row`` from one slot over another."""

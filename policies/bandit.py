@@ -43,6 +43,7 @@ class Bandit(Policy):
         switch_cost: float = 0.02
 
     name: ClassVar[str] = "bandit"
+    needs_confidences: ClassVar[bool] = False
     first_draft: int
 
     def __init__(self, gamma: int, config: Config) -> None:

@@ -116,6 +116,10 @@ class Policy(Protocol):
     """True when the policy needs ``true_accepted``: no live loop can offer that."""
     cost_rule: str = "linear"
     """Lookup rule (``policies.cost.RULES``) of the belief that this engine builds from samples."""
+    needs_confidences: ClassVar[bool] = True
+    """False where ``plan`` reads neither ``current`` nor ``lagged``: an engine may then plan and
+    begin the target pass before this step's drafts have reached the host. ``current`` then
+    reads NaN in ``plan``, and what it is in ``observe``."""
     signal: ClassVar[str] = "confidence"
     """What ``state.current`` should hold: ``confidence`` (estimated acceptance, known before the
     token is drawn) or ``token_prob`` (the drafter's probability of the token it drew). Confidences

@@ -34,6 +34,7 @@ class FixedK(Policy):
         k: int = 3
 
     name: ClassVar[str] = "fixed-k"
+    needs_confidences: ClassVar[bool] = False
 
     def __init__(self, gamma: int, config: Config) -> None:
         in_range(self.name, config, k=(0, gamma))

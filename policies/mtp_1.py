@@ -23,6 +23,7 @@ class Mtp1(Policy):
         """No parameters."""
 
     name: ClassVar[str] = "mtp-1"
+    needs_confidences: ClassVar[bool] = False
     first_draft = 1
 
     def __init__(self, gamma: int, config: Config) -> None:

@@ -24,6 +24,7 @@ class NoSpeculation(Policy):
         """No parameters."""
 
     name: ClassVar[str] = "none"
+    needs_confidences: ClassVar[bool] = False
     first_draft = 0
 
     def __init__(self, gamma: int, config: Config) -> None:

@@ -61,6 +61,7 @@ class PerBatchSize(Policy):
         table: str = "1-32:7/33-64:5/65-128:3/129-256:1/257-4096:0"
 
     name: ClassVar[str] = "per-batch-size"
+    needs_confidences: ClassVar[bool] = False
 
     def __init__(self, gamma: int, config: Config) -> None:
         rows = parse_table(config.table)

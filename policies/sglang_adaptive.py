@@ -96,6 +96,7 @@ class SglangAdaptive(Policy):
         warmup: int = 10
 
     name: ClassVar[str] = "sglang-adaptive"
+    needs_confidences: ClassVar[bool] = False
     first_draft: int
 
     def __init__(self, gamma: int, config: Config) -> None:

@@ -44,6 +44,7 @@ class TurboSpec(Policy):
         idle_bonus: float = 1.1
 
     name: ClassVar[str] = "turbospec"
+    needs_confidences: ClassVar[bool] = False
     first_draft: int
 
     def __init__(self, gamma: int, config: Config) -> None:

@@ -10,7 +10,8 @@ import pytest
 # Threads that wait actively starve each other on a busy machine: ten times slower, at worst.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-if not {"cuda", "--device=cuda"} & set(sys.argv):
+# A worker of pytest-xdist inherits what its controller sets here, but not the command line.
+if "PYTEST_XDIST_WORKER" not in os.environ and not {"cuda", "--device=cuda"} & set(sys.argv):
     # Triton reads this when it is first imported, which any conftest or test module may cause.
     os.environ["TRITON_INTERPRET"] = "1"
 else:

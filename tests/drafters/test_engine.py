@@ -207,6 +207,7 @@ class Spy:
     name = "spy"
     analysis_only = False
     anticipating = False
+    needs_confidences = True
     first_draft: int | None = None
 
     def __init__(self, inner: Policy, lag: int = 0) -> None:

@@ -7,6 +7,7 @@ capture; with ``--device cuda`` they are CUDA graphs.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from drafters.graphs import Inputs, captured_sizes, next_size, powers_of_two
 from drafters.kernels.noise import host_uniforms
 from drafters.ngram import NgramDrafter
 from drafters.request import Request
+from drafters.runner import Runner
 from drafters.target import Target, load_target
 from policies.registry import create
 from tests.drafters.fake_device import emulated
@@ -99,6 +101,38 @@ def test_sampled_text_is_that_of_the_eager_loop(llama, family: str, device: str)
     assert told(runs[0]) == told(runs[1])
     for row, output in zip(runs[1].ended, outputs, strict=True):
         assert row.output == output or row.request.temperature > 0
+
+
+@pytest.mark.parametrize("name", ["fixed-k", "sglang-adaptive", "none"])
+@pytest.mark.parametrize("limits", [{}, {"max_step_tokens": 30}, {"max_requests": 1}], ids=str)
+def test_passes_that_do_not_wait_for_the_drafts(
+    llama, name: str, limits: dict, device: str, monkeypatch: pytest.MonkeyPatch
+):
+    """A policy that reads no confidences gets its pass before the host has the drafts; texts and
+    rounds are those of a loop that waits."""
+    target, asked, outputs = llama
+    begun = []
+    begin = Runner.begin
+
+    def spied(*args: Any) -> Any:
+        begun.append(begin(*args))
+        return begun[-1]
+
+    monkeypatch.setattr(Runner, "begin", spied)
+    heat = [0.0, 1.0, 0.7, 1.0, 0.0] * 2
+    given = {"temperature": heat, "graphs": True, **limits}
+    drafter = block_drafter(target)
+    early = run(target, drafter, create(name, GAMMA), asked, **given)
+    assert sum(b is not None for b in begun) > (0 if name != "none" else -1)
+    waiting = create(name, GAMMA)
+    monkeypatch.setattr(type(waiting), "needs_confidences", True)
+    begun.clear()
+    late = run(target, drafter, waiting, asked, **given)
+    assert not begun
+    assert [row.output for row in early.ended] == [row.output for row in late.ended]
+    assert told(early) == told(late)
+    if name != "none":
+        assert sum(row.verified for row in early.ended) > 0
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,34 @@ def test_every_policy_that_sizes_by_the_past_says_so_ahead() -> None:
     assert sorted(SIZED) == sorted({n for n in names() if create(n, 7).lag} - {"ascend"})
 
 
+BLIND = [n for n in names() if not get(n).needs_confidences]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", BLIND)
+@EXAMPLES
+@given(gamma=gammas, rows=row_counts, seed=seeds)
+def test_who_needs_no_confidences_reads_none(name: str, gamma: int, rows: int, seed: int) -> None:
+    state = make_state(gamma, rows, seed)
+    unknown = np.full((rows, gamma), np.nan)
+    hidden = state._replace(current=unknown, lagged=unknown)
+    plans = [lived(name, gamma, seed).plan(s) for s in (state, hidden)]
+    np.testing.assert_array_equal(plans[0].lengths, plans[1].lengths)
+    np.testing.assert_array_equal(plans[0].draft, plans[1].draft)
+
+
+def test_every_policy_that_reads_no_confidences_says_so() -> None:
+    """Of the others each plans otherwise somewhere when it is shown other confidences."""
+    for name in [n for n in names() if n not in BLIND and not get(n).analysis_only]:  # type: ignore[attr-defined]
+        differs = False
+        for seed in range(60):
+            state = make_state(7, 6, seed)
+            turned = state._replace(current=1 - state.current, lagged=1 - state.lagged)
+            plans = [lived(name, 7, seed).plan(s) for s in (state, turned)]
+            differs |= not np.array_equal(plans[0].lengths, plans[1].lengths)
+            differs |= not np.array_equal(plans[0].draft, plans[1].draft)
+        assert differs, name
+
+
 def change_later(state: VerifyState, row: int, position: int) -> VerifyState:
     """The same step with the confidences of ``row`` after its first ``position`` ones turned over.
 
