@@ -42,7 +42,7 @@ class Drafting(NamedTuple):
 
     proposal: Proposal
     told: Tensor
-    """[n, 2 k], see ``drafters.beliefs``."""
+    """[n, 3 k], see ``drafters.beliefs``."""
 
     def block(self) -> Block:
         """The block, once it is there."""
