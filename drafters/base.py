@@ -7,6 +7,7 @@ gives the drafter their features; ``propose`` drafts a block for the sequences i
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import torch
@@ -84,8 +85,13 @@ class Sampler:
         temperature is above 0 (None: look). ``fused`` lets a drafter draw its whole block by
         ``kernels.markov_sample``, which never writes the logits."""
         self.temperatures, self.uniforms = temperatures, uniforms
-        self.hot, self.fused = temperatures > 0, fused
+        self.fused = fused
         self.any_hot = bool(self.hot.any()) if any_hot is None else any_hot
+
+    @cached_property
+    def hot(self) -> Tensor:
+        """[n] whether each temperature is above 0."""
+        return self.temperatures > 0
 
     def __call__(self, k: int, logits: Tensor) -> Tensor:
         largest = greedy(logits)

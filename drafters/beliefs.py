@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drafters.base import CONFIDENCE_DTYPE, Proposal
+from drafters.base import Proposal
 from drafters.request import Running
 from gpu_traces.calibration import calibrate
 from gpu_traces.manifest import Calibration
@@ -42,27 +42,28 @@ def confidences(
 
 
 def raw_confidences(proposal: Proposal, temperatures: Tensor) -> Tensor:
-    """[n, k] on the grid: the head's, or the largest draft probability at ``temperatures`` [n]
-    where there is no head."""
+    """[n, k] fp32, to be put on the grid: the head's, or the largest draft probability at
+    ``temperatures`` [n] where there is no head."""
     raw = proposal.confidences
     if raw is None:
         assert proposal.logits is not None
         raw = _largest(proposal.logits, torch.where(temperatures > 0, temperatures, 1.0))
-    return raw.to(CONFIDENCE_DTYPE)
+    return raw.float()
 
 
 def told(proposal: Proposal, temperatures: Tensor) -> Tensor:
-    """[n, 2 k] draft tokens, then the bits of their raw confidences: what the host reads, in one
-    copy (``heard``)."""
+    """[n, 3 k] int32: the bits of the draft tokens, two each, then of their fp32 raw confidences;
+    what the host reads, in one copy (``heard``)."""
     sure = raw_confidences(proposal, temperatures)
-    return torch.cat((proposal.tokens, sure.view(torch.int16).long()), 1)
+    return torch.cat((proposal.tokens.view(torch.int32), sure.view(torch.int32)), 1)
 
 
 def heard(told: Tensor) -> tuple[list[list[int]], Floats]:
-    """Tokens [n][k] and raw confidences [n, k] of what was ``told``, on the host."""
-    tokens, bits = np.split(told.numpy(), 2, axis=1)
-    sure = bits.astype(np.int16).view(np.float16)
-    return tokens.tolist(), sure.astype(np.float64)
+    """Tokens [n][k] and raw confidences [n, k], on the grid, of what was ``told``, on the host."""
+    bits = told.numpy()
+    tokens, sure = np.split(bits, [bits.shape[1] // 3 * 2], axis=1)
+    grid = sure.view(np.float32).astype(np.float16)
+    return tokens.view(np.int64).tolist(), grid.astype(np.float64)
 
 
 def _largest(logits: Tensor, heat: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from drafters.base import Draw, Proposal, Sampler
 from drafters.block_rows import RowCache
 from drafters.config import DraftConfig
 from drafters.heads import ConfidenceHead, MarkovHead
-from drafters.layers import DecoderLayer, RMSNorm, attend, attention_bias
+from drafters.layers import Attention, DecoderLayer, RMSNorm, attend, attention_bias
 from drafters.module import DraftModule
 from drafters.target import KVCache
 
@@ -94,18 +94,19 @@ class BlockDrafter(DraftModule):
 
     def propose(
         self,
-        state: KVCache | RowCache,
+        state: KVCache,
         anchors: Tensor,
         positions: Tensor,
         gamma: int,
         draw: Draw,
     ) -> Proposal:
-        """See ``drafters.base.Drafter``; drafts a full block and returns its first gamma."""
-        if isinstance(state, RowCache):
-            hidden = block_rows.block_hidden(self, state, anchors, positions)
-        else:
-            hidden = self._block_hidden(state, anchors, positions)
-        hidden = hidden[:, :gamma].contiguous()
+        """See ``drafters.base.Drafter``; drafts a full block and returns its first gamma. From a
+        ``RowCache`` blocks are drafted by ``block_rows.BlockFeed``."""
+        hidden = self._block_hidden(state, anchors, positions)
+        return self.drawn(hidden[:, :gamma].contiguous(), anchors, draw)
+
+    def drawn(self, hidden: Tensor, anchors: Tensor, draw: Draw) -> Proposal:
+        """The tokens of blocks with final hidden states [n, g, d] after ``anchors`` [n]."""
         rows = hidden.flatten(0, 1)  # a slice of one request has a stride that 3-d products dislike
         base = self.lm_head(rows).unflatten(0, hidden.shape[:2])
         if isinstance(draw, Sampler) and draw.fused and self.drawn_in_one:
@@ -219,6 +220,11 @@ class BlockDrafter(DraftModule):
     def context(self, features: Tensor) -> Tensor:
         """H [..., d] from features [..., m * d]."""
         return self.hidden_norm(self.fc(features))
+
+    @property
+    def attentions(self) -> list[Attention]:
+        """Those of all layers."""
+        return [layer.self_attn for layer in self.layers]
 
     def block_inputs(self, anchors: Tensor) -> Tensor:
         """Embedded [anchor, mask, ...] blocks [n, gamma, d]."""

@@ -7,7 +7,7 @@ host knows goes in with one copy (``drafters.graphs.Inputs``), what it needs com
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,13 +15,16 @@ from torch import Tensor
 
 from drafters.base import Proposal, Sampler
 from drafters.beliefs import told
-from drafters.graphs import Inputs, Replay
+from drafters.block import BlockDrafter
+from drafters.block_rows import BlockFeed, RowCache
+from drafters.graphs import Arrays, Inputs, Replay
 from drafters.judging import Uniforms
 from drafters.module import DraftModule
 from drafters.paging import PagedCache, PassInputs
 from drafters.request import Running
 from drafters.sampling import greedy
 from drafters.target import Target
+from policies.base import Ints
 
 
 class CapturedPass:
@@ -66,6 +69,57 @@ class CapturedPass:
         return self._replay()
 
 
+class Feed(Protocol):
+    """What a captured draft of a family reads beside ``CapturedDraft``'s own inputs."""
+
+    shapes: dict[str, tuple[int, ...]]
+
+    def fill(self, host: Arrays, rows: Sequence[Running], positions: Ints, places: Ints) -> None:
+        """Fill the arrays of ``shapes`` for slots 0 .. count - 1, of which ``rows`` hold the first.
+
+        ``positions`` [count] of the anchors, which are in ``host`` already; ``places`` [count,
+        gamma + 1] of the tokens whose features are taken in.
+        """
+
+    def draft(
+        self, at: dict[str, Tensor], features: Tensor, length: int, sampler: Sampler
+    ) -> Proposal:
+        """Take in ``features`` [count, gamma + 1, m * d], then draft ``length`` tokens each."""
+
+
+class TokenFeed:
+    """The arguments of ``Drafter.extend`` and ``propose``, which any family takes."""
+
+    def __init__(
+        self, drafter: DraftModule, state: object, requests: int, device: torch.device
+    ) -> None:
+        self._drafter, self._state = drafter, state
+        self._slots = torch.arange(requests, device=device)
+        wide = (requests, drafter.gamma + 1)
+        self.shapes = {"positions": (requests,), "places": wide, "tokens": wide}
+
+    def fill(self, host: Arrays, rows: Sequence[Running], positions: Ints, places: Ints) -> None:
+        """See ``Feed``."""
+        host["positions"][:], host["places"][:] = positions, places
+        host["tokens"][len(rows) :] = 0
+        for tokens, row, line in zip(host["tokens"], rows, places.tolist(), strict=False):
+            tokens[:] = [row.tokens[place] for place in line]
+
+    def draft(
+        self, at: dict[str, Tensor], features: Tensor, length: int, sampler: Sampler
+    ) -> Proposal:
+        """See ``Feed``."""
+        self._drafter.extend(self._state, at["tokens"], features, at["places"], self._slots)
+        anchors, positions = at["anchors"], at["positions"]
+        return self._drafter.propose(self._state, anchors, positions, length, sampler)
+
+
+def _feed(drafter: DraftModule, state: object, requests: int, device: torch.device) -> Feed:
+    if isinstance(drafter, BlockDrafter) and isinstance(state, RowCache):
+        return BlockFeed(drafter, state, requests)
+    return TokenFeed(drafter, state, requests, device)
+
+
 class CapturedDraft:
     """Taking in a round's features and drafting ``length`` tokens, for ``requests`` slots."""
 
@@ -85,29 +139,30 @@ class CapturedDraft:
         ``hot``: whether to serve temperatures > 0.
         ``spare``: a position past what any request uses, for the runs before the capture."""
         n, width, device = requests, drafter.gamma + 1, features.device
-        self.width, self.length = width, length
+        self.count, self.length, self._offsets = n, length, np.arange(width)
+        self._feed = feed = _feed(drafter, state, n, device)
         self.inputs = Inputs(
             {
                 "anchors": (n,),
-                "positions": (n,),
-                "tokens": (n, width),
                 "lines": (n, width),
-                "places": (n, width),
                 "uniforms": (n, length),
-                "temperatures": (n,),
+                "temperatures": ((n + 1) // 2,),
+                **feed.shapes,
             },
             device,
         )
-        for name in ("positions", "places"):
-            self.inputs.host[name][:] = spare
+        at, host = self.inputs.at, self.inputs.host
+        self._uniforms = host["uniforms"].view(np.float64)
+        self._temperatures = host["temperatures"].view(np.float32)
+        self._positions, self._places = np.full(n, spare), np.full((n, width), spare)
+        feed.fill(host, [], self._positions, self._places)
         self.inputs.send()
-        at, slots = self.inputs.at, torch.arange(n, device=device)
+        heat = at["temperatures"].view(torch.float32)[:n]
+        uniforms = at["uniforms"].view(torch.float64)
 
         def draft() -> tuple[Proposal, Tensor]:
-            drafter.extend(state, at["tokens"], features[at["lines"]], at["places"], slots)
-            heat = at["temperatures"].view(torch.float64).float()
-            sampler = Sampler(heat, at["uniforms"].view(torch.float64), any_hot=hot, fused=True)
-            proposal = drafter.propose(state, at["anchors"], at["positions"], length, sampler)
+            sampler = Sampler(heat, uniforms, any_hot=hot, fused=True)
+            proposal = feed.draft(at, features[at["lines"]], length, sampler)
             drawn[1 : 1 + n * length].view(n, length).copy_(proposal.tokens)
             return proposal, told(proposal, heat)
 
@@ -128,30 +183,21 @@ class CapturedDraft:
 
     def _fill(self, rows: Sequence[Running], temperatures: list[float], uniforms: Uniforms) -> None:
         host, n = self.inputs.host, len(rows)
-        cached = np.array([row.cached for row in rows])
         kept = np.array([row.kept if row.drafted else (0, 0) for row in rows])
-        index = np.minimum(np.arange(self.width), np.maximum(kept[:, 1:] - 1, 0))
-        extended = np.where(kept[:, 1] > 0, cached - kept[:, 1], cached)
-        for name in ("anchors", "tokens", "lines", "uniforms", "temperatures"):
-            host[name][n:] = 0
-        for name in ("positions", "places"):
-            host[name][n:] = 1
+        index = np.minimum(self._offsets, np.maximum(kept[:, 1:] - 1, 0))
+        self._positions[:n] = [row.cached for row in rows]
+        self._places[:n] = self._positions[:n, None] - kept[:, 1:] + index
         host["anchors"][:n] = [row.tokens[-1] for row in rows]
-        host["positions"][:n] = cached
         host["lines"][:n] = kept[:, :1] + index
-        host["places"][:n] = extended[:, None] + index
-        host["tokens"][:n] = [
-            _padded(row.tokens[start : start + count], self.width)
-            for row, start, count in zip(rows, extended.tolist(), kept[:, 1].tolist(), strict=True)
-        ]
-        host["uniforms"].view(np.float64)[:n] = uniforms[:, : self.length]
-        host["temperatures"].view(np.float64)[:n] = temperatures
+        self._uniforms[:n] = uniforms[:, : self.length]
+        self._temperatures[:n] = temperatures
+        if n < self.count:
+            for part in (host["anchors"], host["lines"], self._uniforms, self._temperatures):
+                part[n:] = 0
+            for part in (self._positions, self._places):
+                part[n:] = 1
+        self._feed.fill(host, rows, self._positions, self._places)
         self.inputs.send()
-
-
-def _padded(tokens: list[int], width: int) -> list[int]:
-    """``tokens`` with the last one repeated; zeros where there are none."""
-    return tokens + tokens[-1:] * (width - len(tokens)) if tokens else [0] * width
 
 
 def _first(proposal: Proposal, n: int) -> Proposal:

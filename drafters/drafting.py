@@ -41,7 +41,7 @@ class Drafting:
     """A block that the device may still be at work on."""
 
     def __init__(self, proposal: Proposal, told: Tensor, captured: bool) -> None:
-        """``told`` [n, 2 k], see ``drafters.beliefs``. ``captured``: whether the tokens also lie
+        """``told`` [n, 3 k], see ``drafters.beliefs``. ``captured``: whether the tokens also lie
         where a captured pass finds them."""
         self.proposal, self.captured = proposal, captured
         self._told = told.to("cpu", non_blocking=True)

@@ -17,6 +17,8 @@ import numpy.typing as npt
 import torch
 
 T = TypeVar("T")
+Arrays = dict[str, npt.NDArray[np.int64]]
+"""Arrays on the host by name."""
 WARM_UPS = 2
 _log = logging.getLogger(__name__)
 
@@ -43,7 +45,7 @@ def next_size(sizes: tuple[int, ...], wanted: int) -> int:
 class Inputs:
     """Integer arrays that a captured function reads: host side, device side, one copy between.
 
-    ``host`` and ``at`` hold [shape] int64 views by name; float64 values go through ``.view``.
+    ``host`` and ``at`` hold [shape] int64 views by name; other types go through ``.view``.
     """
 
     def __init__(self, shapes: dict[str, tuple[int, ...]], device: torch.device) -> None:
@@ -54,7 +56,7 @@ class Inputs:
             int(ends[-1]), dtype=torch.long, pin_memory=device.type == "cuda"
         )
         self._sent = torch.zeros(int(ends[-1]), dtype=torch.long, device=device)
-        self.host: dict[str, npt.NDArray[np.int64]] = {}
+        self.host: Arrays = {}
         self.at: dict[str, torch.Tensor] = {}
         for (name, shape), start in zip(shapes.items(), [0, *ends.tolist()], strict=False):
             part = slice(start, start + counts[name])

@@ -6,7 +6,9 @@ c cached positions. Module names equal those of Hugging Face checkpoints, so sta
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -57,11 +59,11 @@ class RopeTable:
 
     def __init__(self, shape: LayerShape, capacity: int, device: torch.device) -> None:
         positions = torch.arange(capacity, device=device)
-        self._cos, self._sin = shape.rope.table(positions, shape.head_dim)
+        self._table = torch.stack(shape.rope.table(positions, shape.head_dim))
 
-    def __call__(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosine and sine, each [n, head_dim] fp32, at ``positions`` [n]."""
-        return self._cos[positions], self._sin[positions]
+    def __call__(self, positions: Tensor) -> Tensor:
+        """Cosine and sine [2, n, head_dim] fp32 at ``positions`` [n], in one launch."""
+        return self._table[:, positions]
 
 
 def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
@@ -97,22 +99,49 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     return out.reshape(n, heads, length, size).transpose(1, 2).reshape(n, length, heads * size)
 
 
-Joined = tuple[Tensor, Tensor | None]
-"""Weights and biases of several projections of the same input, side by side."""
+class Joined(NamedTuple):
+    """Several projections of the same input, side by side."""
+
+    weight: Tensor
+    """[sum of output sizes, input size]."""
+    bias: Tensor | None
+    """[sum of output sizes], or None without."""
+    places: list[int]
+    """Address of each projection's weight."""
 
 
 def joined(before: Joined | None, *linears: nn.Linear) -> Joined:
-    """``before`` if the frozen ``linears`` still share it; else their weights put side by side,
-    the modules keeping views, so that nothing is stored twice."""
-    first = linears[0].weight
-    if before is not None and before[0].data_ptr() == first.data_ptr():
+    """``before`` if the weights of the frozen ``linears`` still are its parts; else all of them
+    side by side, the modules keeping views, so that nothing is stored twice."""
+    if before is not None and before.places == [linear.weight.data_ptr() for linear in linears]:
         return before
-    weight = torch.cat([linear.weight.data for linear in linears])
-    parts = weight.split([linear.out_features for linear in linears])
-    for linear, part in zip(linears, parts, strict=True):
-        linear.weight.data = part
-    biases = [linear.bias.data for linear in linears if linear.bias is not None]
-    return weight, torch.cat(biases) if biases else None
+    weight = _side_by_side([linear.weight for linear in linears])
+    biases = [linear.bias for linear in linears if linear.bias is not None]
+    places = [linear.weight.data_ptr() for linear in linears]
+    return Joined(weight, _side_by_side(biases) if biases else None, places)
+
+
+def _side_by_side(parameters: Sequence[Tensor]) -> Tensor:
+    """All ``parameters`` along their first axis, as one tensor that they are views of. Those that
+    lie so already, as part of a longer row, stay where they are."""
+    data = [parameter.data for parameter in parameters]
+    sizes = [len(part) for part in data]
+    if _is_row(data):
+        return data[0].as_strided((sum(sizes), *data[0].shape[1:]), data[0].stride())
+    whole = torch.cat(data)
+    for parameter, part in zip(parameters, whole.split(sizes), strict=True):
+        parameter.data = part
+    return whole
+
+
+def _is_row(data: Sequence[Tensor]) -> bool:
+    """Whether each of ``data`` begins where the one before ends, in the same memory."""
+    memory, at = data[0].untyped_storage().data_ptr(), data[0].data_ptr()
+    for part in data:
+        if part.untyped_storage().data_ptr() != memory or part.data_ptr() != at:
+            return False
+        at += part.nbytes
+    return True
 
 
 def add_product(x: Tensor, given: Tensor, linear: nn.Linear) -> None:
@@ -142,19 +171,11 @@ class Attention(nn.Module):
         """Queries [T, H, e], keys and values [T, K, e] of ``x`` [T, input size], not rotated, from
         one product of frozen weights."""
         self._joined = joined(self._joined, self.q_proj, self.k_proj, self.v_proj)
+        weight, bias, _ = self._joined
         heads, kv_heads = self.shape.num_heads, self.shape.num_kv_heads
-        made = F.linear(x, *self._joined).unflatten(-1, (-1, self.shape.head_dim))
+        made = F.linear(x, weight, bias).unflatten(-1, (-1, self.shape.head_dim))
         q, k, v = made.split((heads, kv_heads, kv_heads), 1)
         return (self.q_norm(q), self.k_norm(k), v) if self.shape.qk_norm else (q, k, v)
-
-    def project_context(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Only the keys and values of ``project``."""
-        self._joined = joined(self._joined, self.q_proj, self.k_proj, self.v_proj)
-        first = self.q_proj.out_features
-        weight, bias = self._joined[0][first:], self._joined[1]
-        made = F.linear(x, weight, None if bias is None else bias[first:])
-        k, v = made.unflatten(-1, (-1, self.shape.head_dim)).chunk(2, 1)
-        return (self.k_norm(k), v) if self.shape.qk_norm else (k, v)
 
     def queries(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
         """Rotated queries [n, H, q, e] of ``x`` [n, q, input size]."""
@@ -172,6 +193,24 @@ class Attention(nn.Module):
         return rotate(keys.transpose(1, 2), rope), values.transpose(1, 2)
 
 
+def keys_values_of_all(layers: Sequence[Attention], x: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values, each [L * T, K, e], that each of L ``layers`` makes of the same ``x``
+    [T, input size], not rotated, from one product of frozen weights."""
+    shape, count = layers[0].shape, len(layers)
+    linears = [part for layer in layers for part in (layer.q_proj, layer.k_proj, layer.v_proj)]
+    weight, bias, _ = joined(None, *linears)
+    queries = shape.num_heads * shape.head_dim
+    given, weight = x.expand(count, -1, -1), weight.unflatten(0, (count, -1))[:, queries:].mT
+    if bias is None:
+        made = torch.bmm(given, weight)
+    else:
+        made = torch.baddbmm(bias.view(count, 1, -1)[..., queries:], given, weight)
+    k, v = made.unflatten(-1, (-1, shape.head_dim)).chunk(2, 2)
+    if shape.qk_norm:
+        k = torch.stack([layer.k_norm(part) for layer, part in zip(layers, k, strict=True)])
+    return k.flatten(0, 1), v.flatten(0, 1)
+
+
 class MLP(nn.Module):
     """SwiGLU feed-forward block."""
 
@@ -185,7 +224,7 @@ class MLP(nn.Module):
     def activated(self, x: Tensor) -> Tensor:
         """What ``down_proj`` reads, from one product of frozen weights."""
         self._joined = joined(self._joined, self.gate_proj, self.up_proj)
-        return kernels.silu_mul(F.linear(x, self._joined[0]))
+        return kernels.silu_mul(F.linear(x, self._joined.weight))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))

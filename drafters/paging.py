@@ -183,8 +183,8 @@ class PagedCache:
                 self._tables[row.slot, : len(row.blocks)] = row.blocks
         return self._tables[[row.slot for row in rows]]
 
-    def prepare(self, batch: PagedBatch) -> tuple[Tensor, Tensor]:
-        """See ``drafters.target.RaggedCache``: fp32 rotary tables [T, e]."""
+    def prepare(self, batch: PagedBatch) -> Tensor:
+        """See ``drafters.target.RaggedCache``: fp32 rotary tables [2, T, e]."""
         return self._rope(batch.positions)
 
     def attend(
@@ -192,7 +192,7 @@ class PagedCache:
         layer: int,
         batch: PagedBatch,
         heads: tuple[Tensor, Tensor, Tensor],
-        prepared: tuple[Tensor, Tensor],
+        prepared: Tensor,
     ) -> Tensor:
         """See ``drafters.target.RaggedCache``."""
         keys, values = self.keys[layer], self.values[layer]

@@ -14,6 +14,9 @@ import pytest
 import torch
 
 from drafters import kernels
+from drafters.base import CONFIDENCE_DTYPE, Proposal
+from drafters.beliefs import heard
+from drafters.beliefs import told as tell
 from drafters.engine import Engine, EngineConfig, make_runner
 from drafters.graphs import Inputs, captured_sizes, next_size, powers_of_two
 from drafters.kernels.noise import host_uniforms
@@ -266,6 +269,15 @@ def test_inputs_arrive(device: str):
     assert inputs.at["b"].view(torch.float64).tolist() == [[0.5, 1.5], [2.5, -3.5]]
     assert inputs.at["c"].tolist() == [9]
     assert all(part.data_ptr() % 16 == 0 for part in inputs.at.values())
+
+
+def test_what_is_told_is_heard(device: str):
+    g = torch.Generator().manual_seed(0)
+    tokens, sure = torch.randint(2**40, (3, GAMMA), generator=g), torch.rand(3, GAMMA, generator=g)
+    block = Proposal(tokens.to(device), None, sure.to(device))
+    ours, raw = heard(tell(block, torch.zeros(3, device=device))[:2].cpu())
+    assert ours == tokens[:2].tolist()
+    assert raw.tolist() == sure[:2].to(CONFIDENCE_DTYPE).tolist()
 
 
 def test_uniforms_of_the_host_are_those_of_the_device(device: str):
