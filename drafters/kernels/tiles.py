@@ -18,6 +18,7 @@ from drafters.kernels.types import COLDEST as _COLDEST
 
 NEGATIVE_INFINITY: tl.constexpr = tl.constexpr(float("-inf"))
 COLDEST: tl.constexpr = tl.constexpr(_COLDEST)
+LOG_2: tl.constexpr = tl.constexpr(0.6931471805599453)
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
 
@@ -53,12 +54,13 @@ def tiling(requests: int, rank: int, dtype: torch.dtype) -> Tiling:
     much as W2's tile: a program reads them once and walks over vocabulary blocks of 64, two of
     which fit beside them.
     """
-    block_r = min(128, max(16, triton.next_power_of_2(requests)))
+    wide = dtype.itemsize > 2  # products of fp32 run in registers
+    block_r = min(64 if wide else 128, max(16, triton.next_power_of_2(requests)))
     depth = max(16, triton.next_power_of_2(rank))
-    block_k = depth if depth <= (256 if dtype.itemsize == 2 else 64) else 64
-    warps = 8 if block_r == 128 else 4
+    block_k = depth if depth <= (64 if wide else 256) else 64
     if rank <= 64:
         return Tiling(block_r, 128, block_k, 2, 8 if block_r >= 64 else 4, 0)
+    warps = 8 if block_r == 128 or (wide and block_r == 64) else 4
     return Tiling(block_r, 64, block_k, 3, warps, 1 if block_r >= 64 else 2)
 
 
@@ -92,13 +94,16 @@ def inverse_temperature(temperature):
 
 
 @triton.jit
-def relative_masses(logits, top, rate):
-    """Sum of exp2((logit - top) * rate) along the last axis of ``logits`` [n, BLOCK].
+def finite(top):
+    """``top``, or 0 where it is -inf: what to subtract from entries of which it is the largest."""
+    return tl.where(top > NEGATIVE_INFINITY, top, 0.0)
 
-    ``top``, [n, 1] or one number, is their maximum or more; -inf is taken as 0, and all of it then
-    comes to 0. One maximum may serve several blocks: what lies far below it counts as 0.
-    """
-    return tl.sum(tl.exp2((logits - tl.where(top > NEGATIVE_INFINITY, top, 0.0)) * rate), 1)
+
+@triton.jit
+def log_mass(total, shift):
+    """Natural log of ``total`` * 2 ** ``shift``, -inf where ``total`` is 0."""
+    log = (tl.log2(tl.maximum(total, 1e-38)) + shift) * LOG_2
+    return tl.where(total > 0, log, NEGATIVE_INFINITY)
 
 
 @triton.jit

@@ -20,14 +20,15 @@ from drafters.kernels.tiles import (
     LOG2_E,
     NEGATIVE_INFINITY,
     add_product,
+    finite,
     interpreted,
     inverse_cdf,
     inverse_temperature,
     is_greedy,
     latent_tile,
+    log_mass,
     low_rank,
     low_rank_row,
-    relative_masses,
     tiling,
     weight_tile,
 )
@@ -48,7 +49,8 @@ def markov_sample(
     tile = tiling(requests, rank, head.w2.dtype)
     blocks = triton.cdiv(vocab, tile.block_v)
     latents = torch.empty((requests, gamma, rank), dtype=head.w1.dtype, device=device)
-    latents[:, :1] = head.w1[anchors].unsqueeze(1)
+    if gamma:
+        torch.index_select(head.w1, 0, anchors, out=latents[:, 0])
     values = torch.empty((requests, blocks), dtype=torch.float32, device=device)
     tokens = torch.empty((requests, gamma), dtype=torch.int64, device=device)
     confidences, normalizers, log_probs = torch.empty(
@@ -148,7 +150,7 @@ def _block_values(
     depth = tl.arange(0, BLOCK_K)
     latent = (row * gamma + k) * RANK
     temperature = tl.load(temperatures + row, mask=live, other=0.0)
-    greedy, inverse = is_greedy(temperature), inverse_temperature(temperature)
+    greedy, rate = is_greedy(temperature), inverse_temperature(temperature) * LOG2_E
     if RANK <= BLOCK_K:
         z = latent_tile(latents, latent, live, depth, RANK)
     for block in tl.range(tl.program_id(1), blocks, tl.num_programs(1), num_stages=STAGES):
@@ -163,8 +165,9 @@ def _block_values(
             logit += low_rank(latents, latent, live, w2, column, real, RANK, BLOCK_K, WIDE)
         logit = tl.where(real[None, :], logit, NEGATIVE_INFINITY)
         top = tl.max(logit, 1)
-        mass = relative_masses(logit, top[:, None], (inverse * LOG2_E)[:, None])
-        value = top * inverse + tl.where(greedy, 0.0, tl.log(tl.maximum(mass, 1.0)))
+        shift = finite(top) * rate
+        mass = tl.sum(tl.exp2(logit * rate[:, None] - shift[:, None]), 1)
+        value = tl.where(greedy, top, log_mass(mass, shift))
         tl.store(values + row * blocks + block, value, mask=live)
 
 

@@ -23,15 +23,16 @@ from drafters.kernels.tiles import (
     LOG2_E,
     NEGATIVE_INFINITY,
     add_product,
+    finite,
     interpreted,
     inverse_cdf,
     inverse_temperature,
     is_greedy,
     latent_tile,
+    log_mass,
     log_sum_exp,
     low_rank,
     low_rank_row,
-    relative_masses,
     tiling,
     weight_tile,
 )
@@ -41,7 +42,9 @@ BLOCK_V = 128
 """Vocabulary entries per number that is kept of a target row."""
 TILE_BLOCKS = 32
 ROW_WARPS = 4
-"""A program of ``_row_values`` has 16 bytes x 4 loads per thread in flight."""
+"""With 32 blocks of bf16, each thread of ``_row_values`` has four loads of 16 bytes in flight."""
+SPLIT = 4
+"""Parts of a block; 4 leave pieces of 64 bytes of bf16, and a whole block to four threads."""
 
 
 def verify(
@@ -73,16 +76,17 @@ def verify(
         "HAS_LAW": law is not None,
         "RANK": rank,
     }
-    _row_values[(requests * (gamma + 1), triton.cdiv(blocks, TILE_BLOCKS))](
+    _row_values[(requests, gamma + 1, triton.cdiv(blocks, TILE_BLOCKS))](
         *target,
         gamma,
         vocab,
         blocks,
         BLOCK_V=BLOCK_V,
         TILE_BLOCKS=TILE_BLOCKS,
+        SPLIT=SPLIT,
         num_warps=ROW_WARPS,
     )
-    _judge[(requests * (gamma + 1),)](
+    _judge[(requests, gamma + 1)](
         *target,
         draft_tokens,
         draft[-1],
@@ -174,27 +178,28 @@ def _row_values(
     blocks,
     BLOCK_V: tl.constexpr,
     TILE_BLOCKS: tl.constexpr,
+    SPLIT: tl.constexpr,
 ):
     """values[row, block] for TILE_BLOCKS vocabulary blocks of one row.
 
-    A sampled row's blocks share one maximum, which costs less than one each.
+    A block is cut into SPLIT parts that lie in the same threads, so that little of the maxima and
+    sums is left to do between threads.
     """
-    request, position = tl.program_id(0) // (gamma + 1), tl.program_id(0) % (gamma + 1)
+    request, position = tl.program_id(0), tl.program_id(1)
     temperature = tl.load(temperatures + request)
     row = tl.load(cu_rows + request).to(tl.int64) + position
     if row < tl.load(cu_rows + request + 1):
-        block = tl.program_id(1) * TILE_BLOCKS + tl.arange(0, TILE_BLOCKS)
-        column = block[:, None] * BLOCK_V + tl.arange(0, BLOCK_V)[None, :]
+        block = tl.program_id(2) * TILE_BLOCKS + tl.arange(0, TILE_BLOCKS)
+        part = tl.arange(0, SPLIT) * (BLOCK_V // SPLIT)
+        column = part[:, None, None] + tl.arange(0, BLOCK_V // SPLIT)[None, None, :]
+        column += block[None, :, None] * BLOCK_V
         logits = _row_part(target + row * target_stride, column, vocab)
-        if is_greedy(temperature):
-            value = tl.max(logits, 1)
-        else:
-            inverse = inverse_temperature(temperature)
-            top = tl.max(logits)
-            mass = relative_masses(logits, top, inverse * LOG2_E)
-            value = tl.where(
-                mass > 0, top * inverse + tl.log(tl.maximum(mass, 1e-38)), NEGATIVE_INFINITY
-            )
+        value = tl.max(tl.max(logits, 0), 1)
+        if ~is_greedy(temperature):
+            rate = inverse_temperature(temperature) * LOG2_E
+            shift = finite(value) * rate
+            mass = tl.exp2(logits * rate - shift[None, :, None])
+            value = log_mass(tl.sum(tl.sum(mass, 0), 1), shift)
         tl.store(values + row * blocks + block, value, mask=block < blocks)
 
 
@@ -225,7 +230,7 @@ def _judge(
     BLOCK_V: tl.constexpr,
 ):
     """Normaliser of one sampled row, and whether its draft token stands."""
-    request, position = tl.program_id(0) // (gamma + 1), tl.program_id(0) % (gamma + 1)
+    request, position = tl.program_id(0), tl.program_id(1)
     row = tl.load(cu_rows + request).to(tl.int64) + position
     end = tl.load(cu_rows + request + 1)
     temperature = tl.load(temperatures + request)
