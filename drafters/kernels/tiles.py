@@ -78,7 +78,7 @@ def log_sum_exp(x, axis: tl.constexpr):
     top = tl.max(x, axis)
     shift = tl.where(top > NEGATIVE_INFINITY, top, 0.0)
     total = tl.sum(tl.exp(x - tl.expand_dims(shift, axis)), axis)
-    return tl.where(total > 0, shift + tl.log(tl.maximum(total, 1e-38)), NEGATIVE_INFINITY)
+    return tl.where(total > 0, shift + tl.log(tl.maximum(total, 1e-37)), NEGATIVE_INFINITY)
 
 
 @triton.jit
@@ -102,7 +102,7 @@ def finite(top):
 @triton.jit
 def log_mass(total, shift):
     """Natural log of ``total`` * 2 ** ``shift``, -inf where ``total`` is 0."""
-    log = (tl.log2(tl.maximum(total, 1e-38)) + shift) * LOG_2
+    log = (tl.log2(tl.maximum(total, 1e-37)) + shift) * LOG_2
     return tl.where(total > 0, log, NEGATIVE_INFINITY)
 
 

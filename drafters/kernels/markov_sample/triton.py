@@ -1,7 +1,7 @@
 """``markov_sample`` in Triton: two launches per position, and no [R, V] tensor written.
 
 ``_block_values`` streams the base logits and W2 once and keeps one fp32 number per request and
-vocabulary block (128 entries): the log of its mass, or its maximum for a greedy request.
+vocabulary block (64 or 128 entries): the log of its mass, or its maximum for a greedy request.
 ``_pick`` draws a block from those numbers, computes the logits of that one block again and draws
 the token inside it, with the one uniform of the draw spent on both. It also writes the confidence
 and the next position's latent W1[x]. Each position needs the token before it, hence the launches.
