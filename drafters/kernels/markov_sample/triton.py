@@ -50,7 +50,7 @@ def markov_sample(
     blocks = triton.cdiv(vocab, tile.block_v)
     latents = torch.empty((requests, gamma, rank), dtype=head.w1.dtype, device=device)
     if gamma:
-        torch.index_select(head.w1, 0, anchors, out=latents[:, 0])
+        torch.index_select(head.w1.detach(), 0, anchors, out=latents[:, 0])
     values = torch.empty((requests, blocks), dtype=torch.float32, device=device)
     tokens = torch.empty((requests, gamma), dtype=torch.int64, device=device)
     confidences, normalizers, log_probs = torch.empty(

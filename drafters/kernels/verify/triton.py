@@ -150,7 +150,7 @@ def judge_warps(blocks: int) -> int:
 
 
 def choose_warps(sums: int) -> int:
-    """Warps that draw for one request, in fp64: 16 numbers a thread at most up to V = 262144."""
+    """Warps that draw for one request, in fp64."""
     return 4 if sums <= 1024 else 8
 
 
