@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from drafters.kernels import tiles
 from drafters.kernels.markov_sample import reference
 from drafters.kernels.markov_sample import triton as kernel
 from drafters.kernels.types import Drafts
@@ -79,9 +80,16 @@ def test_kernel_follows_the_formula(shape, dtype, device):
     assert (drafts.law.log_probs[~hot] == 0).all()
 
 
+@pytest.mark.parametrize(
+    "shape",
+    [(19, 4, 300, 32, 40), (19, 2, 700, 80, 40), (130, 2, 300, 80, 8), (2, 2, 300, 300, 5000)],
+)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_kernel_equals_reference(dtype, device):
-    arguments = inputs((19, 4, 300, 32, 40), dtype, device, [0.0, 1.0])
+def test_kernel_equals_reference(shape, dtype, device, monkeypatch):
+    """One tile a program; programs that walk over several; two tiles of requests; a latent that
+    takes several steps of the product, and a long hidden state."""
+    monkeypatch.setattr(tiles, "processors", lambda device: 1)
+    arguments = inputs(shape, dtype, device, [0.0, 1.0])
     got, expected = kernel.markov_sample(*arguments), reference.markov_sample(*arguments)
     assert torch.equal(got.tokens, expected.tokens)
     assert torch.equal(got.law.latents, expected.law.latents)

@@ -16,6 +16,7 @@ import torch
 from scipy.stats import chi2
 from torch import Tensor
 
+from drafters.kernels import tiles
 from drafters.kernels.markov_sample import reference as markov_reference
 from drafters.kernels.markov_sample import triton as markov_kernel
 from drafters.kernels.noise import uniforms
@@ -47,13 +48,14 @@ def case(
     kind: str,
     device: torch.device,
     gamma: int = 4,
+    rank: int = 12,
 ) -> Case:
     """Drafts that resemble the target; length -1 is a request without rows, T cycles 0, 1, 0.7."""
     g = torch.Generator().manual_seed(vocab + len(lengths))
     requests = len(lengths)
     temperatures = torch.tensor([(1.0, 0.0, 0.7)[i % 3] for i in range(requests)])
     base = random_logits((requests, gamma, vocab), dtype, g)
-    head = random_head(vocab, 12, 8, dtype, g)
+    head = random_head(vocab, rank, 8, dtype, g)
     anchors = torch.randint(vocab, (requests,), generator=g)
     hidden = torch.zeros((requests, gamma, 8), dtype=dtype)
     draws = torch.rand((3, requests, gamma + 1), generator=g, dtype=torch.float64)
@@ -129,6 +131,7 @@ LENGTHS = {
     97: [0, 4, 2, -1, 3, 1, 4, 4, 0, -1, 4, 3, 2, 4, 4, 4, 4, 4, 4],
     257: [4],
     1000: [4, 0, 3],
+    9000: [2, 1, 0, 3],
 }
 
 
@@ -137,6 +140,38 @@ LENGTHS = {
 def test_rejection_sampling(run, vocab, dtype, law, device):
     given = case(LENGTHS[vocab], vocab, dtype, law, device)
     assert_rejection_sampling(given, run(*given))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("lengths", [LENGTHS[97], [1] * 130], ids=["one tile", "two tiles"])
+def test_programs_that_walk_over_the_vocabulary(lengths, dtype, device, monkeypatch):
+    """A rank above 64 on a GPU of one processor: 11 blocks to one or two programs."""
+    monkeypatch.setattr(tiles, "processors", lambda device: 1)
+    given = case(lengths, 700, dtype, "markov", device, gamma=max(lengths), rank=80)
+    assert_rejection_sampling(given, kernel.verify(*given))
+
+
+@pytest.mark.parametrize("run", [reference.verify, kernel.verify], ids=["torch", "triton"])
+@pytest.mark.parametrize("temperature", [0.0, 0.3, 1.0])
+def test_forbidden_tokens_are_not_drawn(run, temperature, device):
+    """Whole blocks of -inf, logits 500 apart, and uniforms at both ends of [0, 1)."""
+    allowed = torch.tensor([5, 4990, 4991], device=device)
+    logits = torch.full((6, 5000), float("-inf"), device=device)
+    logits[:, allowed] = torch.tensor([-400.0, 100.0, 100.0], device=device)
+    tokens = torch.tensor([[4990], [5], [7]], device=device)
+    ends = torch.tensor([0.0, 1.0 - 2.0**-53, 0.5], dtype=torch.float64, device=device)
+    verdict = run(
+        logits,
+        torch.tensor([0, 2, 4, 6], device=device),
+        tokens,
+        None,
+        torch.full((3,), temperature, device=device),
+        torch.full((3, 1), 0.25, device=device),
+        ends,
+    )
+    assert verdict.accepted.tolist() == [1, 0, 0]
+    last = 4990 if temperature == 0 else 4991
+    assert verdict.next_tokens.tolist() in ([4990, last, 4990], [4990, last, last])
 
 
 @pytest.mark.parametrize("run", [reference.verify, kernel.verify], ids=["torch", "triton"])

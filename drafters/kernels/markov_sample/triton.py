@@ -1,7 +1,7 @@
 """``markov_sample`` in Triton: two launches per position, and no [R, V] tensor written.
 
 ``_block_values`` streams the base logits and W2 once and keeps one fp32 number per request and
-vocabulary block (128 entries): the log of its mass, or its maximum for a greedy request.
+vocabulary block (64 or 128 entries): the log of its mass, or its maximum for a greedy request.
 ``_pick`` draws a block from those numbers, computes the logits of that one block again and draws
 the token inside it, with the one uniform of the draw spent on both. It also writes the confidence
 and the next position's latent W1[x]. Each position needs the token before it, hence the launches.
@@ -17,19 +17,22 @@ import triton.language as tl
 from torch import Tensor
 
 from drafters.kernels.tiles import (
+    LOG2_E,
     NEGATIVE_INFINITY,
-    block_values,
+    add_product,
+    finite,
     interpreted,
     inverse_cdf,
     inverse_temperature,
     is_greedy,
+    latent_tile,
+    log_mass,
     low_rank,
     low_rank_row,
+    tiling,
+    weight_tile,
 )
 from drafters.kernels.types import DraftLaw, Drafts, SequentialHead
-
-BLOCK_V = 128
-BLOCK_K = 64
 
 
 def markov_sample(
@@ -42,19 +45,20 @@ def markov_sample(
 ) -> Drafts:
     """See ``drafters.kernels.markov_sample``."""
     requests, gamma, vocab = logits.shape
-    rank, blocks = head.w1.shape[1], triton.cdiv(vocab, BLOCK_V)
-    block_r = min(128, max(16, triton.next_power_of_2(requests)))
-    latents = torch.empty((requests, gamma, rank), dtype=head.w1.dtype, device=logits.device)
-    latents[:, :1] = head.w1[anchors].unsqueeze(1)
-    values = torch.empty((requests, blocks), dtype=torch.float32, device=logits.device)
-    tokens = torch.empty((requests, gamma), dtype=torch.int64, device=logits.device)
+    rank, device = head.w1.shape[1], logits.device
+    tile = tiling(requests, rank, head.w2.dtype)
+    blocks = triton.cdiv(vocab, tile.block_v)
+    latents = torch.empty((requests, gamma, rank), dtype=head.w1.dtype, device=device)
+    if gamma:
+        torch.index_select(head.w1.detach(), 0, anchors, out=latents[:, 0])
+    values = torch.empty((requests, blocks), dtype=torch.float32, device=device)
+    tokens = torch.empty((requests, gamma), dtype=torch.int64, device=device)
     confidences, normalizers, log_probs = torch.empty(
-        (3, requests, gamma), dtype=torch.float32, device=logits.device
+        (3, requests, gamma), dtype=torch.float32, device=device
     )
-    tiles = (triton.cdiv(requests, block_r), blocks)
-    sizes = {"RANK": rank, "BLOCK_V": BLOCK_V, "BLOCK_K": BLOCK_K}
+    size = hidden.shape[-1]
     for k in range(gamma if requests else 0):
-        _block_values[tiles](
+        _block_values[tile.programs(requests, vocab, device)](
             logits,
             *logits.stride()[:2],
             latents,
@@ -65,12 +69,16 @@ def markov_sample(
             requests,
             gamma,
             vocab,
-            BLOCK_R=block_r,
+            blocks,
+            RANK=rank,
+            BLOCK_R=tile.block_r,
+            BLOCK_V=tile.block_v,
+            BLOCK_K=tile.block_k,
+            STAGES=tile.stages,
             WIDE=interpreted(),
-            num_warps=8 if block_r >= 64 else 4,
-            **sizes,
+            num_warps=tile.warps,
         )
-        _pick[(requests,)](
+        _pick[(requests, 2)](
             logits,
             *logits.stride()[:2],
             latents,
@@ -88,16 +96,26 @@ def markov_sample(
             k,
             gamma,
             vocab,
-            hidden.shape[-1],
+            size,
             blocks,
-            SEES_LATENT=head.confidence_weight.numel() > hidden.shape[-1],
+            SEES_LATENT=head.confidence_weight.numel() > size,
             DEPTH=triton.next_power_of_2(rank),
+            RANK=rank,
             BLOCKS=triton.next_power_of_2(blocks),
-            BLOCK_D=256,
-            **sizes,
+            BLOCK_V=tile.block_v,
+            BLOCK_K=min(64, triton.next_power_of_2(rank)),
+            BLOCK_D=min(4096, triton.next_power_of_2(size)),
+            num_warps=pick_warps(blocks, rank),
         )
     law = DraftLaw(logits, latents, head.w2, normalizers, log_probs)
     return Drafts(tokens, confidences, law)
+
+
+def pick_warps(blocks: int, rank: int) -> int:
+    """Few where the numbers to draw from are few: reductions across warps cost time."""
+    if blocks <= 512 and rank <= 64:
+        return 2
+    return 4 if blocks <= 1024 else 8
 
 
 @triton.jit(do_not_specialize=["k"])
@@ -113,26 +131,44 @@ def _block_values(
     requests,
     gamma,
     vocab,
+    blocks,
     RANK: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_V: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """values[r, block] of position k for a tile of requests and one vocabulary block."""
+    """values[r, block] of position k for a tile of requests and every n-th vocabulary block.
+
+    Where a latent fits one step of the product (RANK <= BLOCK_K), the latents are read once and
+    the logits and weights of the next block are on their way while this one is worked on.
+    """
     row = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R).to(tl.int64)
-    block = tl.program_id(1)
-    column = block * BLOCK_V + tl.arange(0, BLOCK_V)
-    live, real = row < requests, column < vocab
+    live = row < requests
     base = logits + row * logits_stride_r + k.to(tl.int64) * logits_stride_k
-    base = tl.load(base[:, None] + column[None, :], mask=live[:, None] & real[None, :], other=0.0)
-    bias = low_rank(latents, (row * gamma + k) * RANK, live, w2, column, real, RANK, BLOCK_K, WIDE)
+    depth = tl.arange(0, BLOCK_K)
+    latent = (row * gamma + k) * RANK
     temperature = tl.load(temperatures + row, mask=live, other=0.0)
-    greedy = is_greedy(temperature)
-    scaled = (base.to(tl.float32) + bias) * inverse_temperature(temperature)[:, None]
-    scaled = tl.where(real[None, :], scaled, NEGATIVE_INFINITY)
-    blocks = tl.num_programs(1)
-    tl.store(values + row * blocks + block, block_values(scaled, greedy), mask=live)
+    greedy, rate = is_greedy(temperature), inverse_temperature(temperature) * LOG2_E
+    if RANK <= BLOCK_K:
+        z = latent_tile(latents, latent, live, depth, RANK)
+    for block in tl.range(tl.program_id(1), blocks, tl.num_programs(1), num_stages=STAGES):
+        column = block * BLOCK_V + tl.arange(0, BLOCK_V)
+        real = column < vocab
+        mask = live[:, None] & real[None, :]
+        logit = tl.load(base[:, None] + column[None, :], mask=mask, other=0.0).to(tl.float32)
+        if RANK <= BLOCK_K:
+            w = weight_tile(w2, column, real, depth, RANK)
+            logit += add_product(tl.zeros((BLOCK_R, BLOCK_V), tl.float32), z, w, WIDE)
+        else:
+            logit += low_rank(latents, latent, live, w2, column, real, RANK, BLOCK_K, WIDE)
+        logit = tl.where(real[None, :], logit, NEGATIVE_INFINITY)
+        top = tl.max(logit, 1)
+        shift = finite(top) * rate
+        mass = tl.sum(tl.exp2(logit * rate[:, None] - shift[:, None]), 1)
+        value = tl.where(greedy, top, log_mass(mass, shift))
+        tl.store(values + row * blocks + block, value, mask=live)
 
 
 @triton.jit(do_not_specialize=["k"])
@@ -169,51 +205,75 @@ def _pick(
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Token, confidence and law of one request at position k, and the latent of position k + 1."""
+    """One request at position k. Program 0: token, law and the latent of position k + 1; program 1,
+    beside it because the next position does not wait for it: the confidence."""
     row = tl.program_id(0).to(tl.int64)
     out = row * gamma + k
     latent = latents + out * RANK
-    temperature = tl.load(temperatures + row)
-    greedy = is_greedy(temperature)
+    depth = tl.arange(0, DEPTH)
+    if tl.program_id(1) == 1:
+        score = tl.load(confidence_bias).to(tl.float32)
+        hidden += row * hidden_stride_r + k.to(tl.int64) * hidden_stride_k
+        score += _weighted_sum(hidden, confidence_weight, hidden_size, BLOCK_D)
+        if SEES_LATENT:
+            score += _weighted_sum(latent, confidence_weight + hidden_size, RANK, DEPTH)
+        tl.store(confidences + out, 1.0 / (1.0 + tl.exp(-score)))
+    else:
+        temperature = tl.load(temperatures + row)
+        uniform = tl.load(uniforms + row * uniforms_stride_r + k).to(tl.float64)
+        index = tl.arange(0, BLOCKS)
+        value = tl.load(values + row * blocks + index, mask=index < blocks, other=NEGATIVE_INFINITY)
+        base = logits + row * logits_stride_r + k.to(tl.int64) * logits_stride_k
+        top = tl.max(value, 0)
+        inverse = inverse_temperature(temperature)
+        if is_greedy(temperature):
+            block = tl.argmax(value, 0)
+            scaled = _block_logits(base, latent, w2, block, vocab, 1.0, RANK, BLOCK_V, BLOCK_K)
+            lane = tl.argmax(scaled, 0)
+            normalizer = top
+        else:
+            weight = tl.exp(value - top).to(tl.float64)
+            total = tl.sum(weight, 0)
+            block, before = inverse_cdf(weight, uniform * total)
+            scaled = _block_logits(base, latent, w2, block, vocab, inverse, RANK, BLOCK_V, BLOCK_K)
+            inside = tl.exp(scaled - top).to(tl.float64)
+            lane, before = inverse_cdf(inside, uniform * total - before)
+            normalizer = top + tl.log(total.to(tl.float32))
+        token = (block * BLOCK_V + lane).to(tl.int64)
+        if k + 1 < gamma:
+            following = tl.load(w1 + token * RANK + depth, mask=depth < RANK, other=0.0)
+            tl.store(latent + RANK + depth, following, mask=depth < RANK)
+        logit = tl.sum(tl.where(tl.arange(0, BLOCK_V) == lane, scaled, 0.0), 0)
+        tl.store(tokens + out, token)
+        tl.store(normalizers + out, normalizer)
+        tl.store(log_probs + out, tl.where(is_greedy(temperature), 0.0, logit - normalizer))
 
-    index = tl.arange(0, BLOCKS)
-    value = tl.load(values + row * blocks + index, mask=index < blocks, other=NEGATIVE_INFINITY)
-    top = tl.max(value, 0)
-    weight = tl.exp(value - top).to(tl.float64)
-    total = tl.sum(weight, 0)
-    target = tl.load(uniforms + row * uniforms_stride_r + k).to(tl.float64) * total
-    drawn, before = inverse_cdf(weight, target)
-    block = tl.where(greedy, tl.argmax(value, 0), drawn)
 
+@triton.jit
+def _block_logits(
+    base,
+    latent,
+    w2,
+    block,
+    vocab,
+    inverse,
+    RANK: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Biased logits over temperature of one block of the row at pointer ``base``."""
     column = block * BLOCK_V + tl.arange(0, BLOCK_V)
     real = column < vocab
-    base = logits + row * logits_stride_r + k.to(tl.int64) * logits_stride_k + column
-    base = tl.load(base, mask=real, other=0.0).to(tl.float32)
-    bias = low_rank_row(latent, w2, column, real, RANK, BLOCK_K)
-    scaled = (base + bias) * inverse_temperature(temperature)
-    scaled = tl.where(real, scaled, NEGATIVE_INFINITY)
-    drawn, before = inverse_cdf(tl.exp(scaled - top).to(tl.float64), target - before)
-    lane = tl.where(greedy, tl.argmax(scaled, 0), drawn)
-    token = (block * BLOCK_V + lane).to(tl.int64)
-    logit = tl.sum(tl.where(tl.arange(0, BLOCK_V) == lane, scaled, 0.0), 0)
-    normalizer = top + tl.log(total.to(tl.float32))
-    tl.store(tokens + out, token)
-    tl.store(normalizers + out, normalizer)
-    tl.store(log_probs + out, tl.where(greedy, 0.0, logit - normalizer))
+    logit = tl.load(base + column, mask=real, other=NEGATIVE_INFINITY).to(tl.float32)
+    return (logit + low_rank_row(latent, w2, column, real, RANK, BLOCK_K)) * inverse
 
-    score = tl.load(confidence_bias).to(tl.float32)
-    hidden += row * hidden_stride_r + k.to(tl.int64) * hidden_stride_k
-    for d in range(0, hidden_size, BLOCK_D):
-        at = d + tl.arange(0, BLOCK_D)
-        h = tl.load(hidden + at, mask=at < hidden_size, other=0.0).to(tl.float32)
-        w = tl.load(confidence_weight + at, mask=at < hidden_size, other=0.0).to(tl.float32)
-        score += tl.sum(h * w, 0)
-    depth = tl.arange(0, DEPTH)
-    if SEES_LATENT:
-        z = tl.load(latent + depth, mask=depth < RANK, other=0.0).to(tl.float32)
-        w = tl.load(confidence_weight + hidden_size + depth, mask=depth < RANK, other=0.0)
-        score += tl.sum(z * w.to(tl.float32), 0)
-    tl.store(confidences + out, 1.0 / (1.0 + tl.exp(-score)))
-    if k + 1 < gamma:
-        following = tl.load(w1 + token * RANK + depth, mask=depth < RANK, other=0.0)
-        tl.store(latent + RANK + depth, following, mask=depth < RANK)
+
+@triton.jit
+def _weighted_sum(x, weight, size, BLOCK: tl.constexpr):
+    """Sum of x * weight over ``size`` entries at two pointers."""
+    total = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, size, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        part = tl.load(x + at, mask=at < size, other=0.0).to(tl.float32)
+        total += part * tl.load(weight + at, mask=at < size, other=0.0).to(tl.float32)
+    return tl.sum(total, 0)

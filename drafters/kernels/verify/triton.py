@@ -20,21 +20,29 @@ import triton.language as tl
 from torch import Tensor
 
 from drafters.kernels.tiles import (
+    LOG2_E,
     NEGATIVE_INFINITY,
-    block_values,
+    add_product,
+    finite,
     interpreted,
     inverse_cdf,
     inverse_temperature,
     is_greedy,
+    latent_tile,
+    log_mass,
     log_sum_exp,
     low_rank,
     low_rank_row,
+    tiling,
+    weight_tile,
 )
 from drafters.kernels.types import DraftLaw, Verdict
 
 BLOCK_V = 128
-BLOCK_K = 64
-TILE_BLOCKS = 32
+"""Vocabulary entries per number that is kept of a target row."""
+TILE_BLOCKS = 64
+ROW_WARPS = 4
+"""Each thread of ``_row_values`` has eight loads of 16 bytes in flight where logits are bf16."""
 
 
 def verify(
@@ -52,25 +60,30 @@ def verify(
     values = torch.empty((rows, blocks), dtype=torch.float32, device=device)
     normalizers = torch.empty((rows,), dtype=torch.float32, device=device)
     stands = torch.empty((requests, gamma + 1), dtype=torch.int32, device=device)
-    masses = torch.empty((requests, blocks), dtype=torch.float32, device=device)
     accepted, next_tokens = torch.empty((2, requests), dtype=torch.int64, device=device)
     if requests == 0:
         return Verdict(accepted, next_tokens)
     target = (target_logits, target_logits.stride(0), cu_rows, temperatures, values)
     draft = _draft_arguments(law, target_logits, temperatures)
-    block_r = min(64, max(16, triton.next_power_of_2(requests)))
-    shape = {"BLOCKS": triton.next_power_of_2(blocks), "BLOCK_V": BLOCK_V}
+    rank = 0 if law is None or law.latents is None else law.latents.shape[-1]
+    tile = tiling(requests, rank, target_logits.dtype if law is None else draft[4].dtype)
+    sums = triton.cdiv(vocab, tile.block_v)
+    masses = torch.empty((requests, sums), dtype=torch.float32, device=device)
     tail = {
         "GAMMA": triton.next_power_of_2(gamma + 1),
         "HAS_LAW": law is not None,
-        "RANK": 0 if law is None or law.latents is None else law.latents.shape[-1],
-        "BLOCK_V": BLOCK_V,
-        "BLOCK_K": BLOCK_K,
+        "RANK": rank,
     }
-    _row_values[(requests * (gamma + 1), triton.cdiv(blocks, TILE_BLOCKS))](
-        *target, gamma, vocab, blocks, BLOCK_V=BLOCK_V, TILE_BLOCKS=TILE_BLOCKS
+    _row_values[(requests, gamma + 1, triton.cdiv(blocks, TILE_BLOCKS))](
+        *target,
+        gamma,
+        vocab,
+        blocks,
+        BLOCK_V=BLOCK_V,
+        TILE_BLOCKS=TILE_BLOCKS,
+        num_warps=ROW_WARPS,
     )
-    _judge[(requests * (gamma + 1),)](
+    _judge[(requests, gamma + 1)](
         *target,
         draft_tokens,
         draft[-1],
@@ -82,11 +95,13 @@ def verify(
         vocab,
         blocks,
         HAS_LAW=law is not None,
-        **shape,
+        BLOCKS=triton.next_power_of_2(blocks),
+        BLOCK_V=BLOCK_V,
+        num_warps=judge_warps(blocks),
     )
     if gamma:
-        _residual_masses[(triton.cdiv(requests, block_r), blocks)](
-            *target,
+        _residual_masses[tile.programs(requests, vocab, device)](
+            *target[:-1],
             draft_tokens,
             *draft[:-1],
             normalizers,
@@ -95,9 +110,13 @@ def verify(
             requests,
             gamma,
             vocab,
-            BLOCK_R=block_r,
+            sums,
+            BLOCK_R=tile.block_r,
+            BLOCK_V=tile.block_v,
+            BLOCK_K=tile.block_k,
+            STAGES=tile.stages,
             WIDE=interpreted(),
-            num_warps=8 if block_r >= 64 else 4,
+            num_warps=tile.warps,
             **tail,
         )
     _choose[(requests,)](
@@ -113,10 +132,26 @@ def verify(
         gamma,
         vocab,
         blocks,
-        BLOCKS=shape["BLOCKS"],
+        sums,
+        BLOCKS=triton.next_power_of_2(blocks),
+        BLOCK_V=BLOCK_V,
+        SUMS=triton.next_power_of_2(sums),
+        SUM_V=tile.block_v,
+        BLOCK_K=min(64, tile.block_k),
+        num_warps=choose_warps(sums),
         **tail,
     )
     return Verdict(accepted, next_tokens)
+
+
+def judge_warps(blocks: int) -> int:
+    """Warps that reduce the numbers of one row, a few in each thread."""
+    return 2 if blocks <= 512 else 4
+
+
+def choose_warps(sums: int) -> int:
+    """Warps that draw for one request, in fp64."""
+    return 4 if sums <= 1024 else 8
 
 
 def _draft_arguments(law: DraftLaw | None, like: Tensor, temperatures: Tensor) -> tuple:
@@ -141,25 +176,32 @@ def _row_values(
     BLOCK_V: tl.constexpr,
     TILE_BLOCKS: tl.constexpr,
 ):
-    """values[row, block] for TILE_BLOCKS vocabulary blocks of one row."""
-    request, position = tl.program_id(0) // (gamma + 1), tl.program_id(0) % (gamma + 1)
+    """values[row, block] for TILE_BLOCKS vocabulary blocks of one row.
+
+    The halves of a block lie in the same threads, so that less of the maxima and sums is left to do
+    between threads.
+    """
+    request, position = tl.program_id(0), tl.program_id(1)
+    temperature = tl.load(temperatures + request)
     row = tl.load(cu_rows + request).to(tl.int64) + position
     if row < tl.load(cu_rows + request + 1):
-        block = tl.program_id(1) * TILE_BLOCKS + tl.arange(0, TILE_BLOCKS)
-        column = block[:, None] * BLOCK_V + tl.arange(0, BLOCK_V)[None, :]
-        scaled, greedy = _scaled_target(
-            target + row * target_stride, column, vocab, temperatures + request
-        )
-        value = block_values(scaled, greedy)
+        block = tl.program_id(2) * TILE_BLOCKS + tl.arange(0, TILE_BLOCKS)
+        column = block[:, None] * BLOCK_V + tl.arange(0, BLOCK_V // 2)[None, :]
+        left = _row_part(target + row * target_stride, column, vocab)
+        right = _row_part(target + row * target_stride, column + BLOCK_V // 2, vocab)
+        value = tl.max(tl.maximum(left, right), 1)
+        if ~is_greedy(temperature):
+            rate = inverse_temperature(temperature) * LOG2_E
+            shift = finite(value) * rate
+            mass = tl.exp2(left * rate - shift[:, None]) + tl.exp2(right * rate - shift[:, None])
+            value = log_mass(tl.sum(mass, 1), shift)
         tl.store(values + row * blocks + block, value, mask=block < blocks)
 
 
 @triton.jit
-def _scaled_target(row, column, vocab, temperature):
-    """Logits over temperature at pointer ``row``, -inf past the vocabulary; and whether greedy."""
-    temperature = tl.load(temperature)
-    logits = tl.load(row + column, mask=column < vocab, other=NEGATIVE_INFINITY).to(tl.float32)
-    return logits * inverse_temperature(temperature), is_greedy(temperature)
+def _row_part(row, column, vocab):
+    """fp32 logits at pointer ``row``, -inf past the vocabulary."""
+    return tl.load(row + column, mask=column < vocab, other=NEGATIVE_INFINITY).to(tl.float32)
 
 
 @triton.jit
@@ -182,34 +224,40 @@ def _judge(
     BLOCKS: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ):
-    """Normaliser of one row, and whether its draft token stands."""
-    request, position = tl.program_id(0) // (gamma + 1), tl.program_id(0) % (gamma + 1)
+    """Normaliser of one sampled row, and whether its draft token stands."""
+    request, position = tl.program_id(0), tl.program_id(1)
     row = tl.load(cu_rows + request).to(tl.int64) + position
     end = tl.load(cu_rows + request + 1)
-    if row < end:
+    temperature = tl.load(temperatures + request)
+    greedy = is_greedy(temperature)
+    drafted = row + 1 < end
+    if drafted | ((row < end) & ~greedy):
         index = tl.arange(0, BLOCKS)
         value = tl.load(values + row * blocks + index, mask=index < blocks, other=NEGATIVE_INFINITY)
-        normalizer = log_sum_exp(value, 0)
-        tl.store(normalizers + row, normalizer)
-        if row + 1 < end:
-            token = tl.load(draft_tokens + request.to(tl.int64) * gamma + position)
+        cell = request.to(tl.int64) * gamma + position
+        token = tl.load(draft_tokens + cell, mask=drafted, other=0)
+        logit = tl.load(target + row * target_stride + token).to(tl.float32)
+        if greedy:
             column = token // BLOCK_V * BLOCK_V + tl.arange(0, BLOCK_V)
-            scaled, greedy = _scaled_target(
-                target + row * target_stride, column, vocab, temperatures + request
-            )
-            logit = tl.sum(tl.where(column == token, scaled, 0.0), 0)
+            block = _row_part(target + row * target_stride, column, vocab)
             before = (index < token // BLOCK_V) & (value >= logit)
-            ahead = tl.max(tl.where((column < token) & (scaled == logit), 1, 0), 0)
-            is_argmax = (
-                (tl.max(value, 0) == logit) & (tl.max(before.to(tl.int32), 0) == 0) & (ahead == 0)
-            )
-            log_ratio = logit - normalizer
+            ahead = (column < token) & (block == logit)
+            larger = tl.sum((before | (value > logit)).to(tl.int32), 0)
+            stand = larger + tl.sum(ahead.to(tl.int32), 0) == 0
+        else:
+            normalizer = log_sum_exp(value, 0)
+            tl.store(normalizers + row, normalizer)
+            log_ratio = logit * inverse_temperature(temperature) - normalizer
             if HAS_LAW:
-                log_ratio -= tl.load(log_probs + request.to(tl.int64) * gamma + position)
-            uniform = tl.load(uniforms + request.to(tl.int64) * uniforms_stride + position)
+                log_ratio -= tl.load(log_probs + cell, mask=drafted, other=0.0)
+            uniform = tl.load(
+                uniforms + request.to(tl.int64) * uniforms_stride + position,
+                mask=drafted,
+                other=0.0,
+            )
             stand = uniform < tl.exp(tl.minimum(log_ratio, 0.0))
-            stand = tl.where(greedy, is_argmax, stand)
-            tl.store(stands + request * (gamma + 1) + position, stand.to(tl.int32))
+        stand_at = stands + request * (gamma + 1) + position
+        tl.store(stand_at, stand.to(tl.int32), mask=drafted)
 
 
 @triton.jit
@@ -227,7 +275,6 @@ def _residual_masses(
     target_stride,
     cu_rows,
     temperatures,
-    values,
     draft_tokens,
     draft_logits,
     draft_stride_r,
@@ -241,46 +288,62 @@ def _residual_masses(
     requests,
     gamma,
     vocab,
+    sums,
     GAMMA: tl.constexpr,
     HAS_LAW: tl.constexpr,
     RANK: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_V: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """masses[r, block]: sum of max(0, p_t - p_d) over one block, where a sampled r rejects."""
+    """masses[r, block]: sum of max(0, p_t - p_d) over every n-th block, where a sampled r rejects.
+
+    Cut and walked over as in ``markov_sample``, in the same arithmetic.
+    """
     request = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R).to(tl.int64)
-    block = tl.program_id(1)
     live = request < requests
+    temperature = tl.load(temperatures + request, mask=live, other=0.0)
+    live = live & ~is_greedy(temperature)
     first = tl.load(cu_rows + request, mask=live, other=0).to(tl.int64)
     drafts = tl.load(cu_rows + request + 1, mask=live, other=0) - first - 1
     at = _accepted(stands, request, drafts, gamma, GAMMA)
-    temperature = tl.load(temperatures + request, mask=live, other=0.0)
-    live = live & (at < drafts) & ~is_greedy(temperature)
+    live = live & (at < drafts)
     if tl.max(live.to(tl.int32), 0) > 0:
-        scale = inverse_temperature(temperature)[:, None]
-        column = block * BLOCK_V + tl.arange(0, BLOCK_V)
-        real = column < vocab
-        mask = live[:, None] & real[None, :]
-        logits = target + ((first + at) * target_stride)[:, None] + column[None, :]
-        logits = tl.load(logits, mask=mask, other=0.0).to(tl.float32) * scale
-        normalizer = tl.load(normalizers + first + at, mask=live, other=0.0)
-        mass = tl.exp(logits - normalizer[:, None])
+        rate = inverse_temperature(temperature)[:, None] * LOG2_E
+        normalizer = tl.load(normalizers + first + at, mask=live, other=0.0)[:, None] * LOG2_E
         cell = request * gamma + at
+        row = target + ((first + at) * target_stride)[:, None]
+        depth = tl.arange(0, BLOCK_K)
         if HAS_LAW:
-            draft = request * draft_stride_r + at * draft_stride_k
-            draft = tl.load(draft_logits + draft[:, None] + column[None, :], mask=mask, other=0.0)
-            draft = draft.to(tl.float32)
-            if RANK > 0:
-                draft += low_rank(latents, cell * RANK, live, w2, column, real, RANK, BLOCK_K, WIDE)
-            normalizer = tl.load(draft_normalizers + cell, mask=live, other=0.0)
-            mass -= tl.exp(draft * scale - normalizer[:, None])
+            draft_row = draft_logits + (request * draft_stride_r + at * draft_stride_k)[:, None]
+            draft_normalizer = tl.load(draft_normalizers + cell, mask=live, other=0.0)
+            draft_normalizer = draft_normalizer[:, None] * LOG2_E
+            if RANK > 0 and RANK <= BLOCK_K:
+                z = latent_tile(latents, cell * RANK, live, depth, RANK)
         else:
-            token = tl.load(draft_tokens + cell, mask=live, other=0)
-            mass = tl.where(column[None, :] == token[:, None], 0.0, mass)
-        mass = tl.sum(tl.where(mask, tl.maximum(mass, 0.0), 0.0), 1)
-        tl.store(masses + request * tl.num_programs(1) + block, mass, mask=live)
+            token = tl.load(draft_tokens + cell, mask=live, other=0)[:, None]
+        for block in tl.range(tl.program_id(1), sums, tl.num_programs(1), num_stages=STAGES):
+            column = block * BLOCK_V + tl.arange(0, BLOCK_V)
+            real = column < vocab
+            mask = live[:, None] & real[None, :]
+            logits = tl.load(row + column[None, :], mask=mask, other=0.0).to(tl.float32)
+            mass = tl.exp2(logits * rate - normalizer)
+            if HAS_LAW:
+                draft = tl.load(draft_row + column[None, :], mask=mask, other=0.0).to(tl.float32)
+                if RANK > BLOCK_K:
+                    draft += low_rank(
+                        latents, cell * RANK, live, w2, column, real, RANK, BLOCK_K, WIDE
+                    )
+                elif RANK > 0:
+                    w = weight_tile(w2, column, real, depth, RANK)
+                    draft += add_product(tl.zeros((BLOCK_R, BLOCK_V), tl.float32), z, w, WIDE)
+                mass -= tl.exp2(draft * rate - draft_normalizer)
+            else:
+                mass = tl.where(column[None, :] == token, 0.0, mass)
+            mass = tl.sum(tl.where(mask, tl.maximum(mass, 0.0), 0.0), 1)
+            tl.store(masses + request * sums + block, mass, mask=live)
 
 
 @triton.jit
@@ -306,17 +369,22 @@ def _choose(
     gamma,
     vocab,
     blocks,
+    sums,
     GAMMA: tl.constexpr,
     HAS_LAW: tl.constexpr,
     RANK: tl.constexpr,
     BLOCKS: tl.constexpr,
     BLOCK_V: tl.constexpr,
+    SUMS: tl.constexpr,
+    SUM_V: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
     """Accepted length and next token of one request."""
     request = tl.program_id(0).to(tl.int64)
     first = tl.load(cu_rows + request).to(tl.int64)
     drafts = tl.load(cu_rows + request + 1) - first - 1
+    temperature = tl.load(temperatures + request)
+    uniform = tl.load(uniforms + request).to(tl.float64)
     if drafts < 0:
         tl.store(accepted + request, 0)
         tl.store(next_tokens + request, -1)
@@ -325,42 +393,111 @@ def _choose(
         at = tl.sum(_accepted(stands, request + lane, drafts + lane, gamma, GAMMA), 0)
         tl.store(accepted + request, at)
         row = first + at
-        index = tl.arange(0, BLOCKS)
-        value = tl.load(values + row * blocks + index, mask=index < blocks, other=NEGATIVE_INFINITY)
-        temperature = tl.load(temperatures + request)
-        rejected = (at < drafts) & ~is_greedy(temperature)
-        normalizer = tl.load(normalizers + row)
-        weight = tl.exp(value - normalizer)
-        if rejected:
-            weight = tl.load(masses + request * blocks + index, mask=index < blocks, other=0.0)
-        weight = weight.to(tl.float64)
-        goal = tl.load(uniforms + request).to(tl.float64) * tl.sum(weight, 0)
-        # Rounding can leave a rejected row without any residual: then the argmax, as when greedy.
-        point = is_greedy(temperature) | (tl.sum(weight, 0) <= 0)
-        drawn, before = inverse_cdf(weight, goal)
-        block = tl.where(point, tl.argmax(value, 0), drawn)
-
-        column = block * BLOCK_V + tl.arange(0, BLOCK_V)
-        scaled, greedy = _scaled_target(
-            target + row * target_stride, column, vocab, temperatures + request
-        )
-        mass = tl.exp(scaled - normalizer)
-        if rejected:
-            cell = request * gamma + at
-            if HAS_LAW:
-                draft = draft_logits + request * draft_stride_r + at * draft_stride_k
-                draft = tl.load(draft + column, mask=column < vocab, other=NEGATIVE_INFINITY)
-                draft = draft.to(tl.float32)
-                if RANK > 0:
-                    draft += low_rank_row(
-                        latents + cell * RANK, w2, column, column < vocab, RANK, BLOCK_K
-                    )
-                draft_normalizer = tl.load(draft_normalizers + cell)
-                mass = tl.maximum(
-                    mass - tl.exp(draft * inverse_temperature(temperature) - draft_normalizer), 0.0
+        value = values + row * blocks
+        logits = target + row * target_stride
+        if is_greedy(temperature):
+            token = _argmax(value, blocks, logits, vocab, BLOCKS, BLOCK_V)
+        else:
+            inverse = inverse_temperature(temperature)
+            normalizer = tl.load(normalizers + row)
+            if at == drafts:
+                token = _draw(
+                    value, blocks, logits, vocab, inverse, normalizer, uniform, BLOCKS, BLOCK_V
                 )
             else:
-                mass = tl.where(column == tl.load(draft_tokens + cell), 0.0, mass)
-        drawn, before = inverse_cdf(mass.to(tl.float64), goal - before)
-        drawn = tl.where(point, tl.argmax(scaled, 0), drawn)
-        tl.store(next_tokens + request, block * BLOCK_V + drawn)
+                cell = request * gamma + at
+                token = _draw_residual(
+                    masses + request * sums,
+                    sums,
+                    logits,
+                    draft_tokens + cell,
+                    draft_logits + request * draft_stride_r + at * draft_stride_k,
+                    latents + cell * RANK,
+                    w2,
+                    draft_normalizers + cell,
+                    vocab,
+                    inverse,
+                    normalizer,
+                    uniform,
+                    HAS_LAW,
+                    RANK,
+                    SUMS,
+                    SUM_V,
+                    BLOCK_K,
+                )
+                if token < 0:  # rounding can leave a rejected row without any residual
+                    token = _argmax(value, blocks, logits, vocab, BLOCKS, BLOCK_V)
+        tl.store(next_tokens + request, token)
+
+
+@triton.jit
+def _draw(
+    value,
+    blocks,
+    logits,
+    vocab,
+    inverse,
+    normalizer,
+    uniform,
+    BLOCKS: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+):
+    """Token drawn from a target row, given the log masses of its blocks."""
+    index = tl.arange(0, BLOCKS)
+    weight = tl.load(value + index, mask=index < blocks, other=NEGATIVE_INFINITY)
+    weight = tl.exp(weight - normalizer).to(tl.float64)
+    goal = uniform * tl.sum(weight, 0)
+    block, before = inverse_cdf(weight, goal)
+    column = block * BLOCK_V + tl.arange(0, BLOCK_V)
+    mass = tl.exp(_row_part(logits, column, vocab) * inverse - normalizer)
+    drawn, before = inverse_cdf(mass.to(tl.float64), goal - before)
+    return block * BLOCK_V + drawn
+
+
+@triton.jit
+def _draw_residual(
+    masses,
+    sums,
+    logits,
+    draft_token,
+    draft,
+    latent,
+    w2,
+    draft_normalizer,
+    vocab,
+    inverse,
+    normalizer,
+    uniform,
+    HAS_LAW: tl.constexpr,
+    RANK: tl.constexpr,
+    SUMS: tl.constexpr,
+    SUM_V: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Token drawn from max(0, p_t - p_d), given its sum over each block; -1 where all are 0."""
+    index = tl.arange(0, SUMS)
+    weight = tl.load(masses + index, mask=index < sums, other=0.0).to(tl.float64)
+    total = tl.sum(weight, 0)
+    goal = uniform * total
+    block, before = inverse_cdf(weight, goal)
+    column = block * SUM_V + tl.arange(0, SUM_V)
+    mass = tl.exp(_row_part(logits, column, vocab) * inverse - normalizer)
+    if HAS_LAW:
+        logit = _row_part(draft, column, vocab)
+        if RANK > 0:
+            logit += low_rank_row(latent, w2, column, column < vocab, RANK, BLOCK_K)
+        mass = tl.maximum(mass - tl.exp(logit * inverse - tl.load(draft_normalizer)), 0.0)
+    else:
+        mass = tl.where(column == tl.load(draft_token), 0.0, mass)
+    drawn, before = inverse_cdf(mass.to(tl.float64), goal - before)
+    return tl.where(total > 0, block * SUM_V + drawn, -1)
+
+
+@triton.jit
+def _argmax(value, blocks, logits, vocab, BLOCKS: tl.constexpr, BLOCK_V: tl.constexpr):
+    """Lowest token of the largest logit in the block that is worth the most."""
+    index = tl.arange(0, BLOCKS)
+    value = tl.load(value + index, mask=index < blocks, other=NEGATIVE_INFINITY)
+    block = tl.argmax(value, 0)
+    column = block * BLOCK_V + tl.arange(0, BLOCK_V)
+    return block * BLOCK_V + tl.argmax(_row_part(logits, column, vocab), 0)
