@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from drafters.base import Drafter, Proposal, Sampler
 from drafters.beliefs import heard, told
 from drafters.block import BlockDrafter
 from drafters.captured import CapturedDraft
-from drafters.graphs import next_size, powers_of_two, say_once
+from drafters.graphs import memory_pool, next_size, powers_of_two, say_once
 from drafters.judging import Uniforms, temperatures_of, uniforms_of
 from drafters.module import DraftModule
 from drafters.request import Running
@@ -71,14 +71,15 @@ class DraftRunner:
         capacity: int,
         features: Tensor,
         graphs: bool,
-        pool: Any,
     ) -> None:
         self.drafter, self.gamma, self.slots, self.capacity = drafter, gamma, slots, capacity
         self.device, self.graphs = features.device, graphs
         self.captures = graphs and isinstance(drafter, DraftModule)
         self.counts = powers_of_two(slots)
         self.state = self._new_state()
-        self._features, self._pool = features, pool
+        self._features = features
+        # Not the passes' own: a block is judged after the pass over it has run.
+        self._pool = memory_pool(self.device) if self.captures else None
         self.drawn = torch.zeros(1 + self.counts[-1] * gamma, dtype=torch.long, device=self.device)
         """The tokens of the last captured draft, row by row, behind a zero."""
         self._captured: dict[tuple[int, int, bool], CapturedDraft] = {}

@@ -104,7 +104,10 @@ def _capture(call: Callable[[], T], pool: Any) -> tuple[torch.cuda.CUDAGraph, T]
 
 
 def memory_pool(device: torch.device) -> Any:
-    """A pool for graphs that run one after the other; None off CUDA."""
+    """A pool for graphs that run one after the other; None off CUDA.
+
+    What one of them leaves lies where another may work: it must be read before the next one runs.
+    """
     return torch.cuda.graph_pool_handle() if device.type == "cuda" else None
 
 

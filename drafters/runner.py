@@ -88,9 +88,7 @@ class Runner:
         self._features = like.new_zeros(self.sizes[-1] if graphs else 0, width)
         self.drafts: DraftRunner | None = None
         if drafter:
-            self.drafts = DraftRunner(
-                drafter, gamma, slots, capacity, self._features, graphs, self._pool
-            )
+            self.drafts = DraftRunner(drafter, gamma, slots, capacity, self._features, graphs)
 
     @torch.no_grad()
     def capture(self, hot: bool) -> None:

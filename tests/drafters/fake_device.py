@@ -4,12 +4,15 @@
 device refuses: an operation on tensors of both devices (0-dim CPU tensors and CPU indices are
 legal), ``numpy()``, and, while a graph is captured, everything that waits for the host. Captured
 graphs replay: every operation of the capture runs again, into the same tensors. Triton kernels are
-replaced by their references. Not emulated: speed, memory, numerics, streams, Triton itself.
+replaced by their references. A replay spoils what later captures of the same memory pool have left,
+which may lie where this one works. Not emulated: speed, other memory, numerics, streams, Triton
+itself.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sys
 import time
 from collections import Counter
@@ -75,20 +78,39 @@ def _untag(value: Tensor) -> Tensor:
         return value.as_subclass(Tensor)
 
 
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
 class Graph:
     """Stands for ``torch.cuda.CUDAGraph``: the operations of a capture, run again by ``replay``."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
         self.calls: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], Any]] = []
+        self.later: list[Graph] = []
+        """Captured after this one into the same pool."""
 
     @torch.no_grad()
     def replay(self) -> None:
         with torch._C.DisableTorchFunctionSubclass(), torch._C.DisableTorchFunction():
+            for other in self.later:
+                other.spoil()
             for func, args, kwargs, out in self.calls:
                 fresh = func(*args, **kwargs)
                 for new, old in zip(tree_iter(fresh), tree_iter(out), strict=True):
                     if isinstance(old, Tensor) and new is not old:
                         old.copy_(new)
+
+    def spoil(self) -> None:
+        """Overwrite every tensor that was made during the capture."""
+        made: set[int] = set()
+        given: set[int] = set()
+        for _, args, kwargs, out in self.calls:
+            given |= {_memory(t) for t in tree_iter((args, kwargs)) if isinstance(t, Tensor)} - made
+            for tensor in tree_iter(out):
+                if isinstance(tensor, Tensor) and tensor.numel() and _memory(tensor) not in given:
+                    made.add(_memory(tensor))
+                    tensor.fill_(float("nan") if tensor.is_floating_point() else 2**30)
 
     def reset(self) -> None:
         self.calls = []
@@ -265,10 +287,17 @@ class Stream:
 
 
 def _cuda_mocks(device: Device) -> dict[str, Any]:
+    pools: dict[Any, list[Graph]] = {}
+    handles = itertools.count()
+
     @contextlib.contextmanager
-    def graph(made: Graph, *_: Any, **__: Any) -> Iterator[None]:
+    def graph(made: Graph, *_: Any, pool: Any = None, **__: Any) -> Iterator[None]:
         if device.capturing is not None:
             raise RuntimeError("a capture is under way")
+        earlier = pools.setdefault(pool, []) if pool is not None else []
+        for other in earlier:
+            other.later.append(made)
+        earlier.append(made)
         device.capturing = made
         try:
             yield
@@ -299,7 +328,7 @@ def _cuda_mocks(device: Device) -> dict[str, Any]:
         "is_current_stream_capturing": lambda: device.capturing is not None,
         "Event": Event, "Stream": Stream, "stream": stream, "current_stream": lambda *_: Stream(),
         "default_stream": lambda *_: Stream(), "CUDAGraph": Graph, "graph": graph,
-        "graph_pool_handle": lambda: (0, 0),
+        "graph_pool_handle": lambda: (0, next(handles)),
     }  # fmt: skip
 
 

@@ -224,7 +224,8 @@ def test_padding_writes_only_where_nobody_reads(llama):
 
 
 @pytest.mark.parametrize("graphs", [False, True])
-def test_the_loop_on_an_emulated_device(graphs: bool, device: str, tmp_path: Path):
+@pytest.mark.parametrize("policy", ["threshold", "fixed-k"])
+def test_the_loop_on_an_emulated_device(policy: str, graphs: bool, device: str, tmp_path: Path):
     """Greedy and sampled text as on the CPU; a captured greedy step waits for the device twice."""
     if device == "cuda":
         pytest.skip("the device is real")
@@ -233,8 +234,8 @@ def test_the_loop_on_an_emulated_device(graphs: bool, device: str, tmp_path: Pat
 
     def serve(target: Target, temperature: float | list[float]) -> Engine:
         return run(
-            target, block_drafter(target), create("threshold", GAMMA, tau=0.5), asked,
-            temperature=temperature, graphs=graphs,
+            target, block_drafter(target), create(policy, GAMMA), asked, temperature=temperature,
+            graphs=graphs,
         )  # fmt: skip
 
     plain = load_target(str(tmp_path))
