@@ -60,7 +60,8 @@ def hardware_name(device: str) -> str:
         if line.startswith("model name"):
             cpu = line.split(":", 1)[1].strip()
             break
-    return f"CPU, {torch.get_num_threads()} threads of {cpu}"
+    threads = torch.get_num_threads()
+    return f"CPU, {threads} thread{'s' if threads > 1 else ''} of {cpu}"
 
 
 def driver_version(device: str) -> str:
