@@ -80,7 +80,8 @@ class Runner:
             if paged is None
             else PagedCache(target.num_layers, target.shape, paged, slots, capacity, like)
         )
-        most = max(slots * (1 + gamma), LEAST_CAPTURED_TOKENS)
+        # Half as much again as full blocks take: prompts are prefilled beside them.
+        most = max(slots * (1 + gamma) * 3 // 2, LEAST_CAPTURED_TOKENS)
         self.sizes = captured_sizes(min(most, MOST_CAPTURED_TOKENS))
         self._pool = memory_pool(self.device) if graphs else None
         self._passes: dict[int, CapturedPass] = {}
