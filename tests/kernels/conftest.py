@@ -15,6 +15,15 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 
 
 @pytest.fixture(autouse=True)
+def _in_bounds(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interpreted kernels keep to the tensors that they are given."""
+    if device.type == "cpu":
+        from tests.kernels.bounds import checked
+
+        checked(monkeypatch)
+
+
+@pytest.fixture(autouse=True)
 def _poisoned_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     """``torch.empty`` filled with NaN (integers: a huge negative), so unwritten outputs fail."""
     empty = torch.empty
