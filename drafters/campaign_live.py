@@ -83,8 +83,8 @@ class Live:
     def choice(self, policy: str) -> Choice:
         """A fresh policy with the beliefs that the drafter's bundle gives it."""
         if policy not in self.choices:
-            warm([policy])
             bundle = str(self.args.bundle)
+            warm([policy], bundle)
             self.choices[policy] = choose(policy, self.target, self.drafter, bundle, self.graphs)
         return copy.deepcopy(self.choices[policy])
 

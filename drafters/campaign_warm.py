@@ -20,13 +20,14 @@ from gpu_traces.bundle import default_bundle
 REQUESTS, NEW_TOKENS = 3, 12
 
 
-def warm(policies: Iterable[str]) -> None:
-    """Let each of ``policies`` (as ``drafters.decode --policy``) decode a few tokens."""
+def warm(policies: Iterable[str], bundle: str = "") -> None:
+    """Let each of ``policies`` (as ``drafters.decode --policy``) decode a few tokens, at the costs
+    of a trace ``bundle``; empty: the one that ``sim.run`` takes."""
     with torch.random.fork_rng(devices=[]):
         target = random_target("tiny", torch.float32, "cpu")
         drafter = random_drafter("dspark-1L", target)
     for name in policies:
-        choice = choose(name, target, drafter, default_bundle())
+        choice = choose(name, target, drafter, bundle or default_bundle())
         config = EngineConfig(max_requests=REQUESTS, max_context=32)
         engine = Engine(target, drafter, choice.policy, choice.cost, config)
         for i in range(REQUESTS):

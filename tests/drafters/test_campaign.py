@@ -598,3 +598,16 @@ def test_policies_of_the_live_runs_are_compiled_before(tmp_path: Path) -> None:
     assert "goodput" in names
     assert live[live.index("--policies") + 1 :][: len(names)] == names
     assert campaign_warm.main(["none", "vllm"]) == 0
+
+
+def test_warming_takes_the_costs_of_the_runs_own_bundle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then no other bundle has to be there."""
+    shipped = campaign_warm.default_bundle()
+
+    def missing() -> str:
+        raise AssertionError("another bundle was asked for")
+
+    monkeypatch.setattr(campaign_warm, "default_bundle", missing)
+    campaign_warm.warm(["vllm"], shipped)
+    with pytest.raises(AssertionError, match="another bundle"):
+        campaign_warm.warm(["vllm"])
