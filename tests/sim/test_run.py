@@ -340,19 +340,26 @@ def test_a_prefix_is_cached_where_the_session_was(call, tmp_path: Path) -> None:
 
 
 def test_a_production_scenario_takes_production_models_by_default(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the best measured profile does not hold its longest request, and says so; what is given
     is never changed."""
     made = ["--scenario", "azure-conv", "--requests", "40", "--policy", "none", "--load", "low"]
-    best = read_bundle(default_bundle())
-    model, _ = best.latency_fit
-    assert model.max_context_tokens < scenario("azure-conv").longest_request_tokens
+    longest = scenario("azure-conv").longest_request_tokens
+    small, best = read_bundle("smollm2-dspark-h100"), read_bundle(default_bundle())
+    assert small.latency_fit[0].max_context_tokens < longest
+    assert best.latency_fit[0].max_context_tokens >= longest
+    run.main([*made, "--out", str(tmp_path / "best")])
+    told = capsys.readouterr()
+    assert "taking" not in told.err
+    assert f"acceptance: {best.name}" in told.out
+
+    monkeypatch.setattr("sim.setup.default_bundle", lambda: small.name)
     assert run.main([*made, "--out", str(tmp_path / "run")]) == 0
     told = capsys.readouterr()
     assert f"acceptance: {PRODUCTION[0]}" in told.out
-    assert f"more than {best.name} was profiled for; taking --bundle {PRODUCTION[0]}" in told.err
-    run.main([*made, "--bundle", best.name, "--out", str(tmp_path / "given")])
+    assert f"more than {small.name} was profiled for; taking --bundle {PRODUCTION[0]}" in told.err
+    run.main([*made, "--bundle", small.name, "--out", str(tmp_path / "given")])
     told = capsys.readouterr()
     assert "taking" not in told.err
     assert PRODUCTION[0] not in told.out
