@@ -23,7 +23,7 @@ import torch
 from drafters.admission import Admission
 from drafters.base import Drafter
 from drafters.beliefs import column, confidences
-from drafters.drafting import Block
+from drafters.drafting import Block, Drafting
 from drafters.errors import UserError
 from drafters.limits import EngineConfig, check, effective, make_runner, refusal
 from drafters.records import StepLog, Stopwatch
@@ -35,6 +35,8 @@ from policies.base import Ints, Policy, StepOutcome, VerifyPlan, VerifyState
 from policies.cost import CostTable
 from policies.harness import ConfidenceLag, check_plan, frozen, rehearse
 
+NOTHING = VerifyPlan(np.empty(0, dtype=np.int64))
+"""The plan of a step without decoding requests."""
 IDLE_S = 0.05
 """Longest sleep of one step: whoever steps can stop in time."""
 
@@ -150,13 +152,7 @@ class Engine:
         state = self._state(rows, now_s)
         if rows and self.policy.lag:
             state = state._replace(budget=self.policy.size(state))
-        plan, begun = VerifyPlan(np.empty(0, dtype=np.int64)), None
-        early = bool(rows) and not self.policy.needs_confidences
-        if early:
-            plan = self._decide(state)
-            if drafting:
-                lengths = in_slots(plan.lengths, at)
-                begun = self.runner.begin(self.line.rows, self.line.chunks, drafting, lengths)
+        plan, begun = self._ahead(state, drafting, at)
         self.watch.lap("plan", overlaps=True)
         block = drafting.block() if drafting else None
         self.watch.lap("draft", waited=begun is not None)
@@ -166,9 +162,9 @@ class Engine:
             current = frozen(seen[at])
             lagged = frozen(self.lag.push(state.slots, current))
             state = state._replace(current=current, lagged=lagged)
-            plan = plan if early else self._decide(state)
+            plan = plan or self._decide(state)
         self.watch.lap("plan", overlaps=begun is not None)
-        return Step(rows, at, block, state, plan, begun)
+        return Step(rows, at, block, state, plan or NOTHING, begun)
 
     def advance(self, step: Step, start_s: float) -> None:
         """The target pass, acceptance, and everything that follows from it."""
@@ -197,6 +193,19 @@ class Engine:
         )  # fmt: skip
 
     # --- parts of plan ---
+
+    def _ahead(
+        self, state: VerifyState, drafting: Drafting | None, at: Ints
+    ) -> tuple[VerifyPlan | None, Pass | None]:
+        """The plan of a policy that needs no confidences, and the pass over it where the device
+        knows the drafts by itself; None for what has to wait."""
+        if self.policy.needs_confidences or not state.slots.size:
+            return None, None
+        plan = self._decide(state)
+        if drafting is None:
+            return plan, None
+        lengths = in_slots(plan.lengths, at)
+        return plan, self.runner.begin(self.line.rows, self.line.chunks, drafting, lengths)
 
     def _decide(self, state: VerifyState) -> VerifyPlan:
         plan = self.policy.plan(state)

@@ -44,7 +44,8 @@ class DraftLaw(NamedTuple):
     w2: Tensor | None
     """[V, r], same type as ``latents``."""
     log_normalizer: Tensor
-    """[R, gamma] fp32 log of the sum over V of exp(logit / temperature)."""
+    """[R, gamma] fp32 log of the sum over V of exp(logit / temperature); not read, and whatever a
+    sampler left, at temperature 0."""
     log_probs: Tensor
     """[R, gamma] fp32 log p_d of the drawn token; 0 at temperature 0."""
 
