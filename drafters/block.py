@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from drafters import block_rows, kernels
 from drafters.base import Draw, Proposal, Sampler
 from drafters.block_rows import RowCache
+from drafters.cache import KVCache
 from drafters.config import DraftConfig
 from drafters.heads import ConfidenceHead, MarkovHead
 from drafters.layers import Attention, DecoderLayer, RMSNorm, attend, attention_bias
 from drafters.module import DraftModule
-from drafters.target import KVCache
 
 TOGETHER = 16
 """Blocks of one sequence that training attends together. They are masked from each other and

@@ -27,6 +27,7 @@ import drafters
 from drafters import decode
 from drafters.base import Drafter
 from drafters.campaign_warm import warm
+from drafters.chat import encode_chat, stop_tokens
 from drafters.devices import usable
 from drafters.engine import Engine, EngineConfig, make_runner
 from drafters.errors import UserError, exit_code
@@ -35,7 +36,7 @@ from drafters.graphs import wanted
 from drafters.policy_choice import Choice, choose
 from drafters.prompts import Prompt, load_prompts
 from drafters.runner import Runner
-from drafters.target import Target, encode_chat, load_target, load_tokenizer, stop_tokens
+from drafters.target import Target, load_target, load_tokenizer
 from drafters.traffic import make_requests, read_arrivals
 from gpu_traces.bundle import find_bundle, read_bundle
 

@@ -28,6 +28,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from drafters.cache import KVCache
+from drafters.chat import stop_tokens
 from drafters.comparison import markdown
 from drafters.errors import UserError, exit_code, naming
 from drafters.generate import made_before
@@ -36,7 +38,7 @@ from drafters.progress import progress
 from drafters.prompts import rows
 from drafters.responses import read_responses
 from drafters.resume import models
-from drafters.target import KVCache, Target, load_target, load_tokenizer, stop_tokens
+from drafters.target import Target, load_target, load_tokenizer
 from gpu_traces.commands import Parser, positive, whole
 
 COVERED = 0.99  # of the laws' mean; what a block drafts outside of it counts as rejected

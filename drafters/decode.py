@@ -24,6 +24,7 @@ import torch
 
 import drafters
 from drafters.base import Drafter
+from drafters.chat import encode_chat, stop_tokens
 from drafters.devices import usable
 from drafters.engine import Engine, EngineConfig
 from drafters.errors import UserError, exit_code
@@ -35,7 +36,7 @@ from drafters.prompts import SPLITS, Prompt, load_prompts
 from drafters.provenance import measured
 from drafters.records import PARTS, request_columns
 from drafters.request import Running
-from drafters.target import Target, encode_chat, load_target, load_tokenizer, stop_tokens
+from drafters.target import Target, load_target, load_tokenizer
 from drafters.traffic import make_requests, read_arrivals
 from gpu_traces.bundle import check_place, write_bundle
 from gpu_traces.commands import Parser, at_least_zero, whole

@@ -16,12 +16,12 @@ from torch import Tensor
 from drafters.base import Drafter, Proposal, Sampler
 from drafters.beliefs import heard, told
 from drafters.block import BlockDrafter
+from drafters.cache import KVCache
 from drafters.captured import CapturedDraft
 from drafters.graphs import memory_pool, next_size, powers_of_two, say_once
 from drafters.judging import Uniforms, temperatures_of, uniforms_of
 from drafters.module import DraftModule
 from drafters.request import Running
-from drafters.target import KVCache
 
 ALIGNED = 16  # positions: masks of attention want rows of whole vectors
 

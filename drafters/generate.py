@@ -22,12 +22,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from drafters.chat import encode_chat, stop_tokens
 from drafters.errors import UserError, exit_code, naming
 from drafters.progress import progress
 from drafters.prompts import SPLITS, Prompt, load_prompts, rows
 from drafters.resume import check_same, models
 from drafters.sampling import greedy, request_uniforms, sample
-from drafters.target import Target, encode_chat, load_target, load_tokenizer, stop_tokens
+from drafters.target import Target, load_target, load_tokenizer
 from gpu_traces.commands import Parser, whole
 
 

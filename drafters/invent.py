@@ -18,11 +18,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from drafters.chat import chat_opening, stop_tokens
 from drafters.errors import UserError, exit_code
 from drafters.generate import Generator, Response
 from drafters.progress import progress
 from drafters.prompts import SPLITS, Prompt, load_prompts, prompt_key, split_of
-from drafters.target import chat_opening, load_target, load_tokenizer, stop_tokens
+from drafters.target import load_target, load_tokenizer
 from gpu_traces.commands import Parser, whole
 
 FEWEST_GIVEN, MOST_GIVEN = 3, 16

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from drafters.base import Draw, Proposal
+from drafters.cache import KVCache
 from drafters.config import DraftConfig
 from drafters.layers import DecoderLayer, RMSNorm, attend, attention_bias
 from drafters.module import DraftModule
-from drafters.target import KVCache
 
 
 @dataclass

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from drafters.base import Drafter
 from drafters.batch import make_batch
+from drafters.cache import KVCache
 from drafters.captured import CapturedPass
 from drafters.drafting import Block, Drafting, DraftRunner
 from drafters.graphs import captured_sizes, memory_pool, next_size
@@ -21,7 +22,7 @@ from drafters.judging import first_tokens, judge
 from drafters.paging import BlockPool, PagedCache, PassInputs
 from drafters.request import Running
 from drafters.sampling import greedy
-from drafters.target import KVCache, Target
+from drafters.target import Target
 
 LEAST_CAPTURED_TOKENS, MOST_CAPTURED_TOKENS = 512, 2048  # where the largest graph lies
 

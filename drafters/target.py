@@ -7,17 +7,17 @@ needs ragged batches, positions that roll back, and the raw outputs of chosen la
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from drafters.batch import Batch, Group
+from drafters.batch import Batch
+from drafters.cache import KVCache, RaggedCache
 from drafters.config import layer_shape
 from drafters.devices import checked
 from drafters.errors import UserError
@@ -29,7 +29,6 @@ from drafters.layers import (
     attend,
     attention_bias,
     causal,
-    rotate,
 )
 
 if TYPE_CHECKING:
@@ -37,95 +36,6 @@ if TYPE_CHECKING:
 
 SUPPORTED = ("llama", "qwen3")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-
-
-class Prepared(NamedTuple):
-    """A batch as every layer's attention over a ``KVCache`` needs it."""
-
-    rope: tuple[Tensor, Tensor]
-    """Tables [T, e], fp32."""
-    biases: list[Tensor]
-    """``attention_bias`` of each group."""
-
-
-class RaggedCache(Protocol):
-    """Where a ragged pass keeps keys and values: ``KVCache``, or blocks (``drafters.paging``)."""
-
-    def prepare(self, batch: Any) -> Any:
-        """What ``attend`` needs to know of a batch, the same in every layer."""
-
-    def attend(
-        self, layer: int, batch: Any, heads: tuple[Tensor, Tensor, Tensor], prepared: Any
-    ) -> Tensor:
-        """Rotate and store new keys and values, and attend to all that is stored -> [T, H * e].
-
-        ``heads``: new queries [T, H, e], keys and values [T, K, e].
-        """
-
-
-class KVCache:
-    """Keys and values of every layer in slots of fixed capacity; a slot holds one sequence.
-
-    Rolling back costs nothing: attention looks only at positions up to the query's own, so a
-    rejected token is simply overwritten.
-    """
-
-    def __init__(
-        self, layers: int, shape: LayerShape, slots: int, capacity: int, like: Tensor
-    ) -> None:
-        self._shape = shape
-        size = (layers, slots, shape.num_kv_heads, capacity, shape.head_dim)
-        self.keys, self.values = like.new_zeros(size), like.new_zeros(size)
-        self.slots, self.capacity = slots, capacity
-        self.whole = False
-        """Attend to all of the capacity, masked: shapes that a graph can keep."""
-
-    def write(self, layer: int, slots: Tensor, positions: Tensor, k: Tensor, v: Tensor) -> None:
-        """Store k and v [n, K, q, e] at ``positions`` [n, q] of ``slots`` [n]."""
-        where = (slots.unsqueeze(1), slice(None), positions)
-        self.keys[layer][where] = k.transpose(1, 2)
-        self.values[layer][where] = v.transpose(1, 2)
-
-    def prepare(self, batch: Batch) -> Prepared:
-        """See ``RaggedCache``."""
-        shape, dtype = self._shape, self.keys.dtype
-        rope = shape.rope.table(batch.positions, shape.head_dim)
-        return Prepared(rope, [attention_bias(g.mask, shape, dtype) for g in batch.groups])
-
-    def attend(
-        self, layer: int, batch: Batch, heads: tuple[Tensor, Tensor, Tensor], prepared: Prepared
-    ) -> Tensor:
-        """See ``RaggedCache``."""
-        q, k, v = heads
-        where = (batch.slots, slice(None), batch.positions)
-        self.keys[layer][where] = rotate(k, prepared.rope)
-        self.values[layer][where] = v
-        q = rotate(q, prepared.rope)
-        groups = zip(batch.groups, prepared.biases, strict=True)
-        return torch.cat([self._attend_group(layer, group, q, bias) for group, bias in groups])
-
-    def _attend_group(self, layer: int, group: Group, q: Tensor, bias: Tensor) -> Tensor:
-        rows = q[group.tokens]
-        n, width = group.mask.shape[:2]
-        rows = rows.unflatten(0, (n, width)) if group.padded is None else rows[group.padded]
-        k = self.keys[layer, group.slots, :, : group.span]
-        v = self.values[layer, group.slots, :, : group.span]
-        out = attend(rows.transpose(1, 2), k, v, bias).flatten(0, 1)
-        return out if group.flat is None else out[group.flat]
-
-    def reach(self, positions: Tensor, beyond: int) -> int:
-        """Cached positions that queries up to ``beyond`` past ``positions`` may look at."""
-        return self.capacity if self.whole else int(positions.max()) + beyond
-
-    def broadcast(self, length: int) -> None:
-        """Copy the first ``length`` positions of slot 0 to every slot."""
-        for store in (self.keys, self.values):
-            store[:, 1:, :, :length] = store[:, :1, :, :length]
-
-    def move(self, source: int, destination: int, length: int) -> None:
-        """Copy the first ``length`` positions of one slot over another."""
-        for store in (self.keys, self.values):
-            store[:, destination, :, :length] = store[:, source, :, :length]
 
 
 @dataclass
@@ -306,26 +216,3 @@ def _not_loaded(name: str, error: Exception | str) -> UserError:
         f"target {name!r} cannot be loaded ({str(error).splitlines()[0]}); give one of "
         f"{', '.join(MODELS)}, a local folder or a hub id"
     )
-
-
-def encode_chat(tokenizer: object, prompt: str) -> list[int]:
-    """Token ids of one user turn in the target's chat template, ready for the answer."""
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False
-    )
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-
-def chat_opening(tokenizer: object) -> list[int]:
-    """Token ids of the target's chat template up to where a user's words begin."""
-    mark = "\N{SECTION SIGN}"
-    text = tokenizer.apply_chat_template([{"role": "user", "content": mark}], tokenize=False)
-    return tokenizer(text.partition(mark)[0], add_special_tokens=False)["input_ids"]
-
-
-def stop_tokens(name: str, tokenizer: object) -> frozenset[int]:
-    """Every end-of-sequence id that the target's generation config or tokenizer names."""
-    path = Path(resolve(name)) / "generation_config.json"
-    ids = json.loads(path.read_text()).get("eos_token_id") if path.exists() else None
-    ids = ids if isinstance(ids, list) else [ids]
-    return frozenset(i for i in [*ids, tokenizer.eos_token_id] if i is not None)

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from drafters import generate, profile
 from drafters.base import CONFIDENCE_DTYPE, Drafter
+from drafters.cache import KVCache
 from drafters.checkpoint import load
 from drafters.coupling import Coupled, softmax
 from drafters.errors import UserError, exit_code, naming
@@ -34,7 +35,7 @@ from drafters.provenance import measured
 from drafters.responses import Row, read_responses
 from drafters.resume import claim, models, read_part
 from drafters.sampling import request_uniforms
-from drafters.target import KVCache, Target, load_target
+from drafters.target import Target, load_target
 from gpu_traces.bundle import Manifest, check_place, write_bundle
 from gpu_traces.commands import Parser, whole
 from gpu_traces.files import read_frame, replacing

@@ -15,11 +15,12 @@ import time
 import torch
 
 import drafters
+from drafters.chat import encode_chat, stop_tokens
 from drafters.engine import Engine, EngineConfig
 from drafters.generate import spread
 from drafters.prompts import load_prompts
 from drafters.request import Request
-from drafters.target import encode_chat, load_target, load_tokenizer, resolve, stop_tokens
+from drafters.target import load_target, load_tokenizer, resolve
 from policies.cost import CostTable
 from policies.registry import create, parse
 

@@ -102,8 +102,9 @@ def test_a_run_writes_tables_that_add_up(home: Path, tmp_path: Path, capsys) -> 
 def test_text_is_that_of_transformers(home: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
+    from drafters.chat import encode_chat
     from drafters.prompts import load_prompts
-    from drafters.target import encode_chat, load_tokenizer
+    from drafters.target import load_tokenizer
 
     assert main(arguments(home, tmp_path / "run")) == 0
     model = AutoModelForCausalLM.from_pretrained(home / "target")

@@ -502,7 +502,8 @@ def test_smollm2_greedy_is_transformers_own() -> None:
     """A few real prompts, 24 tokens each; where texts part, the two best logits tie in fp32."""
     from transformers import AutoModelForCausalLM
 
-    from drafters.target import encode_chat, load_tokenizer, resolve
+    from drafters.chat import encode_chat
+    from drafters.target import load_tokenizer, resolve
 
     name = "smollm2-135m"
     model = AutoModelForCausalLM.from_pretrained(resolve(name), dtype=torch.float32).eval()

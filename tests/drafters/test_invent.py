@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from drafters import invent
+from drafters.chat import chat_opening, encode_chat
 from drafters.prompts import load_prompts
-from drafters.target import chat_opening, encode_chat, load_tokenizer
+from drafters.target import load_tokenizer
 from tests.drafters.test_campaign import inputs  # noqa: F401
 
 
