@@ -3,17 +3,18 @@
 import json
 import shutil
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from drafters import generate
+from drafters import decode, generate, invent, train
 from drafters.generate import Generator, Response
 from drafters.layers import LayerShape
 from drafters.rope import Rope
 from drafters.target import Target
-from tests.drafters.live import save_model, save_tokenizer
+from tests.drafters.live import WORDS, save_model, save_tokenizer
 from tests.limits import largest_file
 
 SHAPE = LayerShape(32, 64, 4, 2, 8, 1e-5, Rope(10000.0), qk_norm=True)
@@ -130,3 +131,26 @@ def test_a_full_disk_names_the_file(words: list[str], capsys: pytest.CaptureFixt
     assert capsys.readouterr().err.splitlines()[-1] == "error: out.jsonl: File too large"
     assert generate.main(words) == 0
     assert len(Path("out.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        (generate, ["--split", "all"]),
+        (invent, ["--split", "train"]),
+        (train, ["--steps", "1"]),
+        (decode, ["--drafter", "ngram", "--policy", "none", "--split", "all"]),
+    ],
+    ids=["generate", "invent", "train", "decode"],
+)
+def test_a_target_without_a_chat_template_is_one_line(
+    words: list[str], capsys: pytest.CaptureFixture[str], command: ModuleType, options: list[str]
+) -> None:
+    lines = [json.dumps({"prompt": f"one {word}"}) + "\n" for word in WORDS.split()]
+    Path("prompts.jsonl").write_text("".join(lines))  # some of either half
+    Path("target/chat_template.jinja").unlink()
+    given = ["--target", "target", "--prompts", "prompts.jsonl", "--out", "out"]
+    assert command.main([*given, *options]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: target 'target' has no chat template; give one")
+    assert error.count("\n") == 1
