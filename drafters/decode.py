@@ -47,15 +47,19 @@ class Stop:
     """Set by Ctrl-C or SIGTERM; ``serve`` ends after the step that is under way."""
 
     asked: bool = False
+    measuring: bool = True
+    """Until ``serve`` has ended: a second Ctrl-C then interrupts at once. Afterwards what was
+    measured is being written, and neither signal stops that."""
 
     @contextmanager
     def on_signals(self) -> Iterator[None]:
-        """Catch both signals; a second Ctrl-C interrupts at once."""
+        """Catch both signals."""
         before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
 
         def ask(number: int, frame: object) -> None:
-            self.asked = True
-            signal.signal(signal.SIGINT, before[0])
+            again, self.asked = self.asked, True
+            if again and self.measuring and number == signal.SIGINT:
+                raise KeyboardInterrupt
 
         signal.signal(signal.SIGINT, ask)
         signal.signal(signal.SIGTERM, ask)
@@ -78,6 +82,8 @@ def serve(engine: Engine, stop: Stop) -> None:
                 bar.update(task, completed=len(engine.ended))
         except KeyboardInterrupt:
             stop.asked = True
+        finally:
+            stop.measuring = False
 
 
 def summarise(engine: Engine, wall_s: float) -> dict[str, Any]:

@@ -65,15 +65,22 @@ def hardware_name(device: str) -> str:
 
 
 def driver_version(device: str) -> str:
-    """The NVIDIA driver; empty off CUDA."""
+    """The NVIDIA driver; empty off CUDA and where it does not tell."""
     if not device.startswith("cuda"):
         return ""
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    return subprocess.run(query, capture_output=True, text=True).stdout.strip()
+    return _said_by("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
 
 
 def git_commit() -> str:
     """The commit of this code; outside a checkout ``$DSPARK_LAB_COMMIT``, or nothing."""
+    return _said_by("git", "rev-parse", "HEAD") or os.environ.get("DSPARK_LAB_COMMIT", "")
+
+
+def _said_by(*command: str) -> str:
+    """First line of a command's output; empty where it fails or is not installed."""
     here = Path(__file__).parent
-    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True)
-    return done.stdout.strip() or os.environ.get("DSPARK_LAB_COMMIT", "")
+    try:
+        done = subprocess.run(command, cwd=here, capture_output=True, text=True)
+    except OSError:
+        return ""
+    return done.stdout.partition("\n")[0].strip()

@@ -38,6 +38,7 @@ class Ascend(Policy):
         min_length: int = 1
 
     name: ClassVar[str] = "ascend"
+    needs_cost: ClassVar[bool] = False
     lag = 1
 
     def __init__(self, gamma: int, config: Config) -> None:

@@ -44,6 +44,7 @@ class Bandit(Policy):
 
     name: ClassVar[str] = "bandit"
     needs_confidences: ClassVar[bool] = False
+    needs_cost: ClassVar[bool] = False
     first_draft: int
 
     def __init__(self, gamma: int, config: Config) -> None:
@@ -54,7 +55,7 @@ class Bandit(Policy):
         self._reward = np.zeros((BUCKETS, gamma + 1))
         self._plans = 0
         self._cell: tuple[int, int] | None = None
-        self.first_draft = gamma
+        self.first_draft, self.draft_lengths = gamma, tuple(range(1, gamma + 1))
 
     def plan(self, state: VerifyState) -> VerifyPlan:
         """The arm whose drafts exist; a new arm now and then, drafted from the next step on."""

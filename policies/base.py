@@ -120,6 +120,8 @@ class Policy(Protocol):
     """False where ``plan`` reads neither ``current`` nor ``lagged``: an engine may then plan and
     begin the target pass before this step's drafts have reached the host. ``current`` then
     reads NaN in ``plan``, and what it is in ``observe``."""
+    needs_cost: ClassVar[bool] = True
+    """False where ``plan`` does not read ``cost``: an engine then need not measure any."""
     signal: ClassVar[str] = "confidence"
     """What ``state.current`` should hold: ``confidence`` (estimated acceptance, known before the
     token is drawn) or ``token_prob`` (the drafter's probability of the token it drew). Confidences
@@ -127,6 +129,10 @@ class Policy(Protocol):
     first_draft: int | None = None
     """Draft tokens for a request's first decoding step, of which no plan has spoken yet; read by
     the harness whenever it admits a request. None: all gamma."""
+
+    draft_lengths: tuple[int, ...] | None = None
+    """Draft lengths above 0 that it may ever ask for, ascending, so that an engine can prepare
+    them (captured graphs); None: gamma alone."""
 
     def plan(self, state: VerifyState) -> VerifyPlan:
         """Lengths for this step."""

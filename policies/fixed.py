@@ -35,10 +35,12 @@ class FixedK(Policy):
 
     name: ClassVar[str] = "fixed-k"
     needs_confidences: ClassVar[bool] = False
+    needs_cost: ClassVar[bool] = False
 
     def __init__(self, gamma: int, config: Config) -> None:
         in_range(self.name, config, k=(0, gamma))
         self.k = self.first_draft = config.k
+        self.draft_lengths = (self.k,) if self.k else ()
 
     def plan(self, state: VerifyState) -> VerifyPlan:
         """k drafts each, now and next step."""

@@ -75,7 +75,7 @@ class Goodput(Policy):
     def __init__(self, gamma: int, config: Config) -> None:
         in_range(self.name, config, probe_every=(1, 1 << 20))
         self.config, self.gamma = config, gamma
-        self.first_draft = gamma
+        self.first_draft, self.draft_lengths = gamma, tuple(range(1, gamma + 1))
         self._estimator = AcceptanceEstimator(gamma)
         self._blocks = BlockSample(gamma)
         self._shape = first_shape(gamma)

@@ -24,7 +24,9 @@ class Mtp1(Policy):
 
     name: ClassVar[str] = "mtp-1"
     needs_confidences: ClassVar[bool] = False
+    needs_cost: ClassVar[bool] = False
     first_draft = 1
+    draft_lengths = (1,)
 
     def __init__(self, gamma: int, config: Config) -> None:
         """Nothing to keep."""

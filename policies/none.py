@@ -25,7 +25,9 @@ class NoSpeculation(Policy):
 
     name: ClassVar[str] = "none"
     needs_confidences: ClassVar[bool] = False
+    needs_cost: ClassVar[bool] = False
     first_draft = 0
+    draft_lengths = ()
 
     def __init__(self, gamma: int, config: Config) -> None:
         """Nothing to keep."""

@@ -70,7 +70,7 @@ class Oracle(Policy):
     first_draft: int
 
     def __init__(self, gamma: int, config: Config) -> None:
-        self.first_draft = gamma
+        self.first_draft, self.draft_lengths = gamma, tuple(range(1, gamma + 1))
         self._rates = np.zeros((2, gamma + 1))
         self._seen = [0, 0]
 

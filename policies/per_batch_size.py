@@ -62,12 +62,14 @@ class PerBatchSize(Policy):
 
     name: ClassVar[str] = "per-batch-size"
     needs_confidences: ClassVar[bool] = False
+    needs_cost: ClassVar[bool] = False
 
     def __init__(self, gamma: int, config: Config) -> None:
         rows = parse_table(config.table)
         self._first = np.array([row[0] for row in rows])
         self._k = np.minimum([row[2] for row in rows], gamma)
         self.first_draft = int(self._k[0])
+        self.draft_lengths = tuple(sorted({int(k) for k in self._k} - {0}))
 
     def plan(self, state: VerifyState) -> VerifyPlan:
         """The table's K for everyone."""

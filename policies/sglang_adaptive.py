@@ -97,6 +97,7 @@ class SglangAdaptive(Policy):
 
     name: ClassVar[str] = "sglang-adaptive"
     needs_confidences: ClassVar[bool] = False
+    needs_cost: ClassVar[bool] = False
     first_draft: int
 
     def __init__(self, gamma: int, config: Config) -> None:
@@ -109,6 +110,8 @@ class SglangAdaptive(Policy):
         ]
         self._slot = self._slots[0]
         self.first_draft = self._slot.k
+        candidates = {k for slot in self._slots for k in slot.candidates}
+        self.draft_lengths = tuple(sorted(candidates - {0}))
 
     def plan(self, state: VerifyState) -> VerifyPlan:
         """The slot's length for everyone, drafted from the next step on."""

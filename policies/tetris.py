@@ -36,6 +36,7 @@ class Tetris(Policy):
         min_batch: int = 2
 
     name: ClassVar[str] = "tetris"
+    needs_cost: ClassVar[bool] = False
     anticipating = True
     signal: ClassVar[str] = "token_prob"
 
@@ -43,6 +44,7 @@ class Tetris(Policy):
         in_range(self.name, config, k=(0, gamma), extra=(0, 16), min_batch=(0, 1 << 20))
         self.k, self.min_batch = config.k, config.min_batch
         self.first_draft = min(gamma, config.k + config.extra)
+        self.draft_lengths = (self.first_draft,) if self.first_draft else ()
 
     def plan(self, state: VerifyState) -> VerifyPlan:
         """The k * R likeliest drafts of the batch."""

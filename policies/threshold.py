@@ -31,6 +31,7 @@ class Threshold(Policy):
         variant: str = "survival"
 
     name: ClassVar[str] = "threshold"
+    needs_cost: ClassVar[bool] = False
 
     def __init__(self, gamma: int, config: Config) -> None:
         in_range(self.name, config, tau=(0, 1))

@@ -52,7 +52,7 @@ class TurboSpec(Policy):
         in_range(self.name, config, idle_bonus=(0, 100))
         self.config, self.gamma = config, gamma
         self.alpha = float(config.alpha)
-        self.first_draft = gamma
+        self.first_draft, self.draft_lengths = gamma, tuple(range(1, gamma + 1))
         self._plans = 0
 
     def plan(self, state: VerifyState) -> VerifyPlan:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policies.base import Policy, VerifyState
+from policies.cost import CostTable
 from policies.harness import check_plan
 from policies.registry import create, get, names, parse
 from tests.policies.states import (
@@ -147,6 +149,54 @@ def test_every_policy_that_reads_no_confidences_says_so() -> None:
         for seed in range(60):
             state = make_state(7, 6, seed)
             turned = state._replace(current=1 - state.current, lagged=1 - state.lagged)
+            plans = [lived(name, 7, seed).plan(s) for s in (state, turned)]
+            differs |= not np.array_equal(plans[0].lengths, plans[1].lengths)
+            differs |= not np.array_equal(plans[0].draft, plans[1].draft)
+        assert differs, name
+
+
+@EVERY
+@EXAMPLES
+@given(gamma=gammas, rows=row_counts, seed=seeds)
+def test_no_other_draft_lengths_than_announced(name: str, gamma: int, rows: int, seed: int) -> None:
+    policy = lived(name, gamma, seed)
+    allowed = {0, *((gamma,) if policy.draft_lengths is None else policy.draft_lengths)}
+    assert max(allowed) <= gamma
+    for step in range(6):
+        state = make_state(gamma, rows, seed + step)
+        plan = policy.plan(state)
+        wanted = [gamma] if plan.draft is None else plan.draft.tolist()
+        first = gamma if policy.first_draft is None else policy.first_draft
+        assert {first, *wanted} <= allowed
+        policy.observe(outcome_of(state, plan.lengths, seed + step))
+
+
+THRIFTY = [n for n in names() if not get(n).needs_cost]  # type: ignore[attr-defined]
+
+
+def dearer(cost: CostTable) -> CostTable:
+    """The same table where drafting costs thirty times as much, and a token twenty times."""
+    first = cost.verify_s[0]
+    return replace(cost, verify_s=first + 20 * (cost.verify_s - first), draft_s=30 * cost.draft_s)
+
+
+@pytest.mark.parametrize("name", THRIFTY)
+@EXAMPLES
+@given(gamma=gammas, rows=row_counts, seed=seeds)
+def test_who_needs_no_cost_reads_none(name: str, gamma: int, rows: int, seed: int) -> None:
+    state = make_state(gamma, rows, seed)
+    plans = [lived(name, gamma, seed).plan(s) for s in (state, state._replace(cost=None))]
+    np.testing.assert_array_equal(plans[0].lengths, plans[1].lengths)
+    np.testing.assert_array_equal(plans[0].draft, plans[1].draft)
+
+
+def test_every_policy_that_reads_no_cost_says_so() -> None:
+    """Of the others each plans otherwise somewhere when steps get dearer."""
+    for name in [n for n in names() if n not in THRIFTY and not get(n).analysis_only]:  # type: ignore[attr-defined]
+        differs = False
+        for seed in range(60):
+            state = make_state(7, 6, seed)
+            turned = state._replace(cost=dearer(state.cost))
             plans = [lived(name, 7, seed).plan(s) for s in (state, turned)]
             differs |= not np.array_equal(plans[0].lengths, plans[1].lengths)
             differs |= not np.array_equal(plans[0].draft, plans[1].draft)
