@@ -21,7 +21,14 @@ from drafters.checkpoint import save_drafter, storing
 from drafters.corpus import Sequence as Text
 from drafters.errors import UserError
 from drafters.module import DraftModule
-from drafters.objectives import DEFAULT_WEIGHTS, Weights, make_objective, metrics, trained_depth
+from drafters.objectives import (
+    DEFAULT_WEIGHTS,
+    USERS,
+    Weights,
+    make_objective,
+    metrics,
+    trained_depth,
+)
 from drafters.optimizers import make_optimizers
 from drafters.presets import build_drafter, continued
 from drafters.target import Target
@@ -250,3 +257,21 @@ def loss_weights(family: str, args: argparse.Namespace) -> Weights:
     given = {"ce": args.ce, "l1": args.l1, "confidence": args.confidence, "hidden": args.hidden}
     changes = {name: value for name, value in given.items() if value is not None}
     return replace(DEFAULT_WEIGHTS[family], **changes)
+
+
+def check_loss_options(args: argparse.Namespace) -> None:
+    """UserError for an option of the loss that would do nothing for any ``args.drafter``."""
+    families = {parse(name)[0].partition("-")[0] for name in args.drafter}
+    for option, users in USERS.items():
+        value = getattr(args, option)
+        asked = value is not None and (option != "depth" or value > 0)
+        if asked and not families & set(users):
+            raise UserError(
+                f"--{option} {value:g} does nothing for --drafter {' '.join(args.drafter)}; it is"
+                f" for {' and '.join(users)}; leave it out"
+            )
+    if args.depth > args.gamma:
+        raise UserError(
+            f"--depth {args.depth} is more than the --gamma {args.gamma} tokens that are drafted;"
+            f" allowed: 1..{args.gamma}, 0 for the family's own"
+        )

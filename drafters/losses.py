@@ -79,17 +79,16 @@ def ce_and_l1(
 
 
 def soft_ce_and_l1(
-    logits: Tensor, target: Tensor, tail: Tensor, kept: int
+    logits: Tensor, target: Tensor, tail: Tensor, kept: int, a_ce: float, a_l1: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows of (CE to the target's whole distribution, the same detached, L1); see ``ce_and_l1``."""
+    """``ce_and_l1`` with CE to the target's whole distribution in place of a label."""
     log_p = torch.log_softmax(logits.float(), -1)
     ce = -(target * log_p[:, :kept]).sum(-1)
     if kept < logits.shape[1]:
         ce = ce - tail * log_p[:, kept:].logsumexp(-1)
-    with torch.no_grad():
-        p = log_p.exp()
-        l1 = (p[:, :kept] - target).abs().sum(-1) + (p[:, kept:].sum(-1) - tail).abs()
-    return ce, ce.detach(), l1
+    p = (log_p if a_l1 else log_p.detach()).exp()  # a term of no weight costs no backward pass
+    l1 = (p[:, :kept] - target).abs().sum(-1) + (p[:, kept:].sum(-1) - tail).abs()
+    return a_ce * ce + a_l1 * l1, ce.detach(), l1.detach()
 
 
 def position_weights(gamma: int, decay: float = DECAY) -> Tensor:

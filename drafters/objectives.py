@@ -59,6 +59,8 @@ DEFAULT_WEIGHTS = {
 }
 STEP_DECAY = {"eagle3": 0.8, "mtp": 1.0}
 MTP_DEPTH = 3
+USERS = {"confidence": ("dspark",), "decay": ("dspark", "dflash"), "depth": tuple(STEP_DECAY)}
+"""Families that an option of the loss means something to; the others mean it to all."""
 
 
 def trained_depth(family: str, gamma: int, asked: int = 0) -> int:
@@ -256,7 +258,7 @@ def _token_losses(
     target = told.probs[batch.at[i].flatten()[rows] - sequence.start].float().to(device)
     tail = 1 - target.sum(-1)
     if weights.soft:
-        return soft_ce_and_l1(logits, target, tail, chosen.kept)
+        return soft_ce_and_l1(logits, target, tail, chosen.kept, weights.ce, weights.l1)
     label = torch.searchsorted(told.kept, batch.labels[i].flatten()[rows]).to(device)
     return ce_and_l1(logits, target, tail, label, chosen.kept, weights.ce, weights.l1)
 

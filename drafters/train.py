@@ -28,7 +28,14 @@ from drafters.bigrams import Bigrams, ask_bigrams
 from drafters.corpus import Sequence, Supervisor, load_sequences
 from drafters.errors import UserError, check_folder, exit_code
 from drafters.full_loss import ask, full_loss
-from drafters.learner import SIZES, STATE, Learner, folder_name, learner_name
+from drafters.learner import (
+    SIZES,
+    STATE,
+    Learner,
+    check_loss_options,
+    folder_name,
+    learner_name,
+)
 from drafters.losses import DECAY
 from drafters.objectives import batch_loss
 from drafters.optimizers import OPTIMIZERS
@@ -55,6 +62,7 @@ class Trainer:
         torch.manual_seed(args.seed)
         self.args = args
         args.dtype = args.dtype or ("float32" if args.device == "cpu" else "bfloat16")
+        args.decay = args.decay or DECAY
         self.dtype = getattr(torch, args.dtype)
         responses = args.responses or _generated(args, folders)
         self.target = load_target(args.target, self.dtype, args.device)
@@ -229,6 +237,7 @@ def _check(args: argparse.Namespace, folders: list[Path]) -> None:
         raise UserError(
             f"--drafter {sized[0]}: a drafter from --start keeps its sizes; leave them out"
         )
+    check_loss_options(args)
     for folder in folders:
         check_folder(folder)
 
@@ -275,16 +284,13 @@ def parser() -> argparse.ArgumentParser:
     add("--lr", type=positive, default=6e-4, help="peak learning rate")
     add("--ce", type=at_least_zero, default=None, help="weight of the CE term (None: the family's)")
     add("--l1", type=at_least_zero, default=None, help="weight of the L1 (TV) term (same)")
-    add(
-        "--confidence",
-        type=at_least_zero,
-        default=None,
-        help="weight of the BCE term (same)",
-    )
-    add("--decay", type=positive, default=DECAY, help="block families: draft position j = 0, 1, ..."
-        " weighs exp(-j / DECAY)")  # fmt: skip
+    add("--confidence", type=at_least_zero, default=None, help="dspark: weight of the BCE term"
+        " (same)")  # fmt: skip
+    add("--decay", type=positive, default=None, help="block families: draft position j = 0, 1, ..."
+        f" weighs exp(-j / DECAY) (None: {DECAY:g})")  # fmt: skip
     add("--hidden", type=at_least_zero, default=None, help="weight of the hidden regression (same)")
-    add("--depth", type=whole(0), default=0, help="eagle3, mtp: steps unrolled; 0: gamma, 3")
+    add("--depth", type=whole(0), default=0, help="eagle3, mtp: steps unrolled, at most gamma;"
+        " 0: gamma, 3")  # fmt: skip
     add("--cache-gb", type=at_least_zero, default=8.0, help="memory for target features, GB")
     add("--save-minutes", type=positive, default=3.0, help="time between checkpoints, minutes")
     add("--log-every", type=whole(1), default=20, help="steps between rows of curve.csv")

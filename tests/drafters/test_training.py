@@ -123,7 +123,10 @@ def test_blocks_do_not_see_those_they_are_computed_with() -> None:
 
 
 @pytest.mark.parametrize("family", ["dspark", "rnn", "dflash", "eagle3", "mtp"])
-def test_full_loss_equals_the_packed_one(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("changes", [{}, {"ce": 0.1, "l1": 0.9}], ids=str)
+def test_full_loss_equals_the_packed_one(
+    family: str, changes: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Same anchors, whole vocabulary both ways: same value, sums and gradients, in chunks of 5 rows
     too. The regression is off: one scales it by the batch's variance, the other by a sequence's."""
     kind = {"rnn": "dspark"}.get(family, family)
@@ -131,7 +134,7 @@ def test_full_loss_equals_the_packed_one(family: str, monkeypatch: pytest.Monkey
     for name, parameter in drafter.named_parameters():
         parameter.requires_grad_(not name.startswith(("embed_tokens", "lm_head")))
     rows, told = supervised(drafter.feature_layers)
-    weights = replace(DEFAULT_WEIGHTS[kind], hidden=0.0)
+    weights = replace(DEFAULT_WEIGHTS[kind], hidden=0.0, **changes)
     objective = make_objective(kind, GAMMA, weights, 3, negatives=VOCAB)
     monkeypatch.setattr(full_loss_module, "CHUNK_ROWS", 5)
     made = []
@@ -159,7 +162,7 @@ def test_soft_loss_gradient_vanishes_at_the_target() -> None:
     wanted = torch.randn(5, 12)
     p = wanted.softmax(-1)
     logits = wanted.clone().requires_grad_(True)
-    loss, ce, l1 = soft_ce_and_l1(logits, p[:, :8], p[:, 8:].sum(-1), 8)
+    loss, ce, l1 = soft_ce_and_l1(logits, p[:, :8], p[:, 8:].sum(-1), 8, 1.0, 0.0)
     loss.sum().backward()
     assert logits.grad.abs().max() < 1e-6
     assert l1.max() < 1e-5

@@ -399,6 +399,14 @@ def test_unknown_sizes_are_refused(
         (["dspark"], ["--feature-layers", "2"], "feature layers (2,) do not fit"),
         (["mtp"], ["--feature-layers", "0", "1"], "mtp reads the target's last layer, 2, alone"),
         (["dspark", "mtp"], ["--feature-layers", "1"], "--feature-layers 1: mtp reads"),
+        (["dflash", "mtp"], ["--confidence", "1"], "--confidence 1 does nothing for --drafter dfl"),
+        (
+            ["eagle3"],
+            ["--decay", "4"],
+            "--decay 4 does nothing for --drafter eagle3; it is",
+        ),
+        (["dspark-rnn:rank=4"], ["--depth", "2"], "it is for eagle3 and mtp; leave it out"),
+        (["mtp"], ["--depth", "5"], "--depth 5 is more than the --gamma 4 tokens"),
     ],
 )
 def test_what_cannot_end_well_does_not_begin(
