@@ -3,7 +3,8 @@
 
 Read: DSpark (vanilla, gated, rnn heads), DFlash and Eagle3 for Qwen3 targets, and our own. Ours may
 add one key: ``shares_target_embeddings`` leaves the frozen embedding and output head out of the
-file (they are the target's, 57 MB in bf16) and takes them from the target at loading.
+file (they are the target's, 57 MB in bf16) and takes them from the target at loading;
+``save_pretrained(folder, whole=True)`` writes them too, as DeepSpec does.
 """
 
 from __future__ import annotations
@@ -269,9 +270,8 @@ def _fresh(config: DraftConfig) -> dict[str, Any]:
         "num_target_layers": config.num_target_layers,
         "target_layer_ids": list(config.target_layer_ids),
     }
-    return common | (
-        _block_keys(config) if config.family in ("dspark", "dflash") else _recurrent_keys(config)
-    )
+    block = config.family in ("dspark", "dflash")
+    return common | (_block_keys(config) if block else _recurrent_keys(config)) | config.training
 
 
 def _block_keys(config: DraftConfig) -> dict[str, Any]:

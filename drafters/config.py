@@ -36,6 +36,8 @@ class DraftConfig:
     """Layers of the target it was made for; 0: not known."""
     shares_target_embeddings: bool = False
     """True when the file leaves embedding and output head to the target."""
+    training: dict[str, Any] = field(default_factory=dict, compare=False)
+    """Keys of the file that tell how a drafter made here was trained."""
     raw: dict[str, Any] = field(default_factory=dict, compare=False)
 
     @property

@@ -23,6 +23,7 @@ from drafters.errors import UserError
 from drafters.module import DraftModule
 from drafters.objectives import (
     DEFAULT_WEIGHTS,
+    STEP_DECAY,
     USERS,
     Weights,
     make_objective,
@@ -109,6 +110,7 @@ class Learner:
         else:
             chosen = argparse.Namespace(**{**vars(args), **sizes, "head": head or "vanilla"})
             self.drafter = build_drafter(family, target, chosen, bigrams).to(args.device)
+            self.drafter.config = replace(self.drafter.config, training=training_keys(family, args))
         self.fixed = fixed_options(kind, self.drafter, target, args) | {
             "responses": digest(sequences)
         }
@@ -250,6 +252,13 @@ def fingerprint(target: Target) -> str:
     sample = torch.cat([w[:: -(-len(w) // SAMPLE)] for w in weights])
     raw = sample.bfloat16().view(torch.int16).cpu().numpy().tobytes()
     return hashlib.sha256(raw).hexdigest()[:8]
+
+
+def training_keys(family: str, args: argparse.Namespace) -> dict[str, Any]:
+    """What DeepSpec's config.json says of a drafter's training."""
+    if family in STEP_DECAY:
+        return {"step_loss_decay": STEP_DECAY[family], "target_model_name_or_path": args.target}
+    return {"num_anchors": args.anchors}
 
 
 def loss_weights(family: str, args: argparse.Namespace) -> Weights:

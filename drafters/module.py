@@ -105,11 +105,16 @@ class DraftModule(nn.Module):
                 f" integers, 0..{self.config.vocab_size - 1}"
             )
 
-    def save_pretrained(self, folder: Path | str) -> None:
-        """Write the checkpoint as it would be read: same keys, types of the file it came from."""
+    def save_pretrained(self, folder: Path | str, whole: bool = False) -> None:
+        """Write the checkpoint as it would be read: same keys, types of the file it came from.
+
+        ``whole`` stores embedding and output head even where the file left them to the target, so
+        that it loads without one.
+        """
         from drafters.checkpoint import save_drafter
 
-        save_drafter(self, Path(folder), self.config.shares_target_embeddings, dtype=None)
+        shares = self.config.shares_target_embeddings and not whole
+        save_drafter(self, Path(folder), shares, dtype=None)
 
 
 def _of_one_request(given: Tensor, dims: int, name: str) -> Tensor:

@@ -67,6 +67,41 @@ def test_shared_embeddings_come_from_the_target(family: str, tmp_path: Path) -> 
         drafters.load(tmp_path)
 
 
+LAYER = {
+    *(f"self_attn.{name}_proj" for name in "qkvo"), "self_attn.q_norm", "self_attn.k_norm",
+    "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj", "input_layernorm", "post_attention_layernorm",
+}  # fmt: skip
+COMMON = {"embed_tokens.weight", "lm_head.weight", "fc.weight", "norm.weight"}
+BLOCK = COMMON | {"hidden_norm.weight"} | {f"layers.{i}.{n}.weight" for i in (0, 1) for n in LAYER}
+DSPARK = BLOCK | {
+    "markov_head.markov_w1.weight", "markov_head.markov_w2.weight",
+    "confidence_head.proj.weight", "confidence_head.proj.bias",
+}  # fmt: skip
+DEEPSPEC = {
+    "dspark": DSPARK,
+    "gated": DSPARK | {f"markov_head.gate_proj.{n}" for n in ("weight", "bias")},
+    "rnn": DSPARK | {f"markov_head.joint_proj.{n}" for n in ("weight", "bias")},
+    "dflash": BLOCK,
+    "eagle3": COMMON | {f"layers.0.{n}.weight" for n in (*LAYER, "hidden_norm")},
+}
+"""Names of the weights in DeepSpec's files, of two block layers or Eagle3's one."""
+
+
+@pytest.mark.parametrize("family", DEEPSPEC)
+def test_a_whole_file_needs_no_target_and_is_deepspecs(family: str, tmp_path: Path) -> None:
+    save_drafter(tiny_drafter(family, TARGET), tmp_path / "lean")
+    lean = drafters.load(tmp_path / "lean", TARGET)
+    lean.save_pretrained(tmp_path / "whole", whole=True)
+    whole = drafters.load(tmp_path / "whole")
+    tokens = torch.arange(9)
+    features = features_of(TARGET, lean, tokens[None])
+    ours, theirs = (d.draft_logits(features, tokens, 8) for d in (whole, lean))
+    torch.testing.assert_close(ours.logits, theirs.logits)
+    assert load_file(tmp_path / "whole" / "model.safetensors").keys() == DEEPSPEC[family]
+    configs = [json.loads((tmp_path / n / "config.json").read_text()) for n in ("lean", "whole")]
+    assert configs[1] | {"shares_target_embeddings": True} == configs[0]
+
+
 def as_file(folder: Path, *types: torch.dtype) -> dict[str, torch.Tensor]:
     """Store the weights of a checkpoint in ``types`` by turns, as its config says of the first."""
     path = folder / "model.safetensors"

@@ -256,6 +256,25 @@ def test_a_damaged_state_is_one_line(
     assert contents(out) == kept
 
 
+@pytest.mark.parametrize(
+    ("family", "told"),
+    [
+        ("dspark", {"num_anchors": 8, "markov_rank": 6, "enable_confidence_head": True}),
+        ("dflash", {"num_anchors": 8, "markov_rank": 0, "enable_confidence_head": False}),
+        ("eagle3", {"step_loss_decay": 0.8, "target_model_name_or_path": "some/target"}),
+    ],
+)
+def test_a_trained_drafter_says_what_deepspec_reads(
+    family: str, told: dict[str, object], responses: Path, tmp_path: Path
+) -> None:
+    made = [*command(responses, tmp_path, family, 1), "--target", "some/target"]
+    assert train.main(made) == 0
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config | told == config
+    depth = {"eagle3": "ttt_length"}.get(family, "block_size")
+    assert (config[depth], config["num_target_layers"]) == (GAMMA, LAYERS)
+
+
 def test_a_target_is_known_by_its_weights() -> None:
     """In either precision, and down to one matrix."""
     same, other = tiny_target(VOCAB).bfloat16(), tiny_target(VOCAB)
