@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from drafters.ngram import NgramDrafter
 from drafters.target import HUB_ID, Target, check_finite
 from gpu_traces.files import replacing
 
+CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -59,7 +60,7 @@ def load(source: Path | str, target: Target | None = None) -> DraftModule | Ngra
     if source == "ngram":
         return _prompt_lookup(target)
     folder = find(str(source))
-    config = read_config(folder / "config.json")
+    config = read_config(folder / CONFIG)
     if target is not None:
         check_target(config, target, str(source))
     elif config.shares_target_embeddings:
@@ -122,7 +123,7 @@ def find(source: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    wanted = ["config.json", INDEX, "model*.safetensors"]
+    wanted = [CONFIG, INDEX, "model*.safetensors"]
     try:
         return Path(snapshot_download(source, allow_patterns=wanted))
     except (OSError, ValueError, HfHubHTTPError, HFValidationError) as error:
@@ -195,11 +196,23 @@ def save_drafter(
     shares: bool = True,
     dtype: torch.dtype | None = torch.bfloat16,
 ) -> None:
-    """Write a checkpoint, each file by rename; ``shares`` leaves the embeddings out.
+    """Write a checkpoint by renames, once both of its files are whole; ``shares`` leaves the
+    embeddings out.
 
     ``dtype`` None gives every tensor the type of the file it came from, or its own.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with storing(folder, WEIGHTS, CONFIG) as (weights, config):
+        write_drafter(drafter, weights, config, shares, dtype)
+
+
+def write_drafter(
+    drafter: DraftModule,
+    weights_path: Path,
+    config_path: Path,
+    shares: bool = True,
+    dtype: torch.dtype | None = torch.bfloat16,
+) -> None:
+    """The two files of ``save_drafter``, written where they are."""
     types = drafter.stored_types
     weights = {
         name: tensor.detach().to(dtype or types.get(name, tensor.dtype)).contiguous().cpu()
@@ -209,28 +222,27 @@ def save_drafter(
     if len({w.data_ptr() for w in weights.values()}) < len(weights):  # a tied head: store both
         weights = {name: tensor.clone() for name, tensor in weights.items()}
     made = config_json(drafter.config, shares, {w.dtype for w in weights.values()})
-    with storing(folder / WEIGHTS) as path:
-        path.touch()
-        mode = path.stat().st_mode
-        save_file(weights, path, metadata={"format": "pt"})
-        path.chmod(mode)  # safetensors lets only the owner read
-    with storing(folder / "config.json") as path:
-        path.write_text(json.dumps(made, indent=2) + "\n")
+    config_path.write_text(json.dumps(made, indent=2) + "\n")
+    save_file(weights, weights_path, metadata={"format": "pt"})
+    weights_path.chmod(config_path.stat().st_mode)  # safetensors lets only the owner read
 
 
 @contextmanager
-def storing(path: Path) -> Iterator[Path]:
-    """``gpu_traces.files.replacing`` for what torch writes; UserError when that fails, with the
-    room on the disk, because torch does not say that it is full."""
+def storing(folder: Path, *names: str) -> Iterator[list[Path]]:
+    """Files to write to, which take the places of those ``names`` of ``folder`` once all are whole.
+
+    UserError when that fails, with the room on the disk, because torch does not say that it is
+    full; what the folder held is kept.
+    """
     try:
-        with replacing(path) as temporary:
-            yield temporary
+        with ExitStack() as stack:
+            yield [stack.enter_context(replacing(folder / name)) for name in names]
     except (OSError, RuntimeError, SafetensorError) as error:
-        above = next(p for p in path.absolute().parents if p.exists())
+        above = next(p for p in (folder / names[0]).absolute().parents if p.exists())
         free_mb = shutil.disk_usage(above).free / 1e6
         raise UserError(
-            f"{path} could not be written ({str(error).splitlines()[0]}; {free_mb:,.0f} MB free"
-            " there); what it held before is kept"
+            f"{folder}: {', '.join(names)} could not be written ({str(error).splitlines()[0]};"
+            f" {free_mb:,.0f} MB free there); what it held before is kept"
         ) from None
 
 

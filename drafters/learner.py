@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from drafters.bigrams import Bigrams
-from drafters.checkpoint import save_drafter, storing
+from drafters.checkpoint import CONFIG, WEIGHTS, storing, write_drafter
 from drafters.corpus import Sequence as Text
 from drafters.errors import UserError
 from drafters.module import DraftModule
@@ -70,6 +70,7 @@ def folder_name(text: str) -> str:
 
 
 STATE = "state.pt"  # what training goes on from, beside the checkpoint
+CURVE = "curve.csv"
 DAMAGED = (
     pickle.UnpicklingError,
     AttributeError,
@@ -196,9 +197,7 @@ class Learner:
                 )
 
     def save(self, elapsed_s: float) -> None:
-        """Write weights, training state and curve, each by rename."""
-        self.out.mkdir(parents=True, exist_ok=True)
-        save_drafter(self.drafter, self.out)
+        """Write weights, training state and curve, by renames once all of them are whole."""
         state = {
             "fixed": self.fixed,
             "drafter": self._learned(),
@@ -207,12 +206,13 @@ class Learner:
             "elapsed_s": elapsed_s,
             "curve": self.curve,
         }
-        with storing(self.out / STATE) as path:
-            torch.save(state, path)
-        self._save_curve()
+        with storing(self.out, WEIGHTS, CONFIG, STATE, CURVE) as (weights, config, kept, curve):
+            write_drafter(self.drafter, weights, config)
+            torch.save(state, kept)
+            self._write_curve(curve)
 
-    def _save_curve(self) -> None:
-        with storing(self.out / "curve.csv") as path, path.open("w", newline="") as file:
+    def _write_curve(self, path: Path) -> None:
+        with path.open("w", newline="") as file:
             names = list(self.curve[0]) if self.curve else ["step"]
             writer = csv.DictWriter(file, fieldnames=names)
             writer.writeheader()

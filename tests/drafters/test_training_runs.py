@@ -6,6 +6,7 @@ Three made-up responses of a tiny target.
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -273,6 +274,28 @@ def test_a_trained_drafter_says_what_deepspec_reads(
     assert config | told == config
     depth = {"eagle3": "ttt_length"}.get(family, "block_size")
     assert (config[depth], config["num_target_layers"]) == (GAMMA, LAYERS)
+
+
+def test_a_state_that_cannot_be_written_keeps_the_whole_checkpoint(
+    responses: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The disk fills up after the weights: they stay those of the state beside them."""
+    out = tmp_path / "run"
+    assert train.main(command(responses, out, "dspark", 5)) == 0
+    kept = contents(out)
+
+    def full(state: object, path: Path) -> None:
+        path.write_bytes(b"half a file")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    capsys.readouterr()
+    assert train.main(command(responses, out, "dspark", 10)) == 2
+    assert "could not be written ([Errno 28] No space left" in capsys.readouterr().err
+    assert contents(out) == kept
 
 
 def test_a_target_is_known_by_its_weights() -> None:
