@@ -47,7 +47,7 @@ class Admission:
     def fill(self, now_s: float) -> bool:
         """Let in what has arrived and fits the step, and share out its tokens; False when nothing
         runs."""
-        while self.arriving and self.arriving[0].request.arrival_s <= now_s:
+        while self.arriving and self._arrives(self.arriving[0], now_s):
             self.waiting.append(self.arriving.popleft())
         preempted = self._reserve()
         budget = self.config.max_step_tokens
@@ -60,6 +60,17 @@ class Admission:
                 break
             budget = self._take_chunk(self._enter(self.waiting.popleft()), budget)
         return bool(self.rows)
+
+    def _arrives(self, row: Running, now_s: float) -> bool:
+        """Whether the next request is here by now, noting since when."""
+        due_s = row.request.arrival_s
+        if due_s is None:
+            arrives = len(self.waiting) < len(self.free_slots)
+        else:
+            arrives = due_s <= now_s
+        if arrives:
+            row.arrived_s = now_s if due_s is None else due_s
+        return arrives
 
     def _reserve(self) -> bool:
         """Give each decoding request the blocks that this step may fill, oldest first; for want of

@@ -43,6 +43,10 @@ class RowCache:
         for store in (self.keys, self.values):
             store[:, destination, :length] = store[:, source, :length]
 
+    def wipe(self, slot: int) -> None:
+        """Set a slot to zeros."""
+        self.keys[:, slot] = self.values[:, slot] = 0
+
 
 def extend(
     drafter: BlockDrafter, state: RowCache, features: Tensor, positions: Tensor, slots: Tensor

@@ -98,3 +98,7 @@ class KVCache:
         """Copy the first ``length`` positions of one slot over another."""
         for store in (self.keys, self.values):
             store[:, destination, :, :length] = store[:, source, :, :length]
+
+    def wipe(self, slot: int) -> None:
+        """Set a slot to zeros."""
+        self.keys[:, slot] = self.values[:, slot] = 0

@@ -18,11 +18,10 @@ from drafters.beliefs import told
 from drafters.block import BlockDrafter
 from drafters.block_rows import BlockFeed, RowCache
 from drafters.graphs import Arrays, Inputs, Replay
-from drafters.judging import Uniforms
+from drafters.judging import Uniforms, best_tokens
 from drafters.module import DraftModule
 from drafters.paging import PagedCache, PassInputs
 from drafters.request import Running
-from drafters.sampling import greedy
 from drafters.target import Target
 from policies.base import Ints
 
@@ -53,7 +52,7 @@ class CapturedPass:
             if out.features is not None:
                 features[:tokens].copy_(out.features)
             logits = target.lm_head(out.hidden)
-            return logits, greedy(logits)
+            return logits, best_tokens(logits)
 
         self._replay = Replay(forward, device, pool)
 
@@ -63,7 +62,7 @@ class CapturedPass:
         parts: Sequence[Sequence[int]],
         sources: Sequence[int] = (),
     ) -> tuple[Tensor, Tensor]:
-        """Logits [T, V] and their argmax [T], both still to be waited for; rows past the given
+        """Logits [T, V] and their ``best_tokens`` [T], both still to be waited for; rows past the given
         tokens are padding. ``sources`` as in ``PassInputs.fill``."""
         self.inputs.fill(rows, parts, sources)
         return self._replay()

@@ -148,7 +148,7 @@ def write(
             "max_step_tokens": engine.config.max_step_tokens,
             "kv_tokens": engine.config.kv_tokens,
             "max_new": args.max_new,
-            "open_loop": any(s.request.arrival_s for s in engine.everyone()),
+            "open_loop": any(s.request.arrival_s is not None for s in engine.everyone()),
         },
     )
     tables = {

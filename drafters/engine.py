@@ -37,6 +37,7 @@ from policies.harness import ConfidenceLag, check_plan, frozen, rehearse
 
 NOTHING = VerifyPlan(np.empty(0, dtype=np.int64))
 """The plan of a step without decoding requests."""
+NOT_FINITE = "the target's logits hold NaN or infinity"
 IDLE_S = 0.05
 """Longest sleep of one step: whoever steps can stop in time."""
 
@@ -126,7 +127,7 @@ class Engine:
         if self.admit(start_s):
             self.advance(self.plan(start_s), start_s)
         elif self.line.arriving:
-            wait_s = self.line.arriving[0].request.arrival_s - start_s
+            wait_s = (self.line.arriving[0].request.arrival_s or 0.0) - start_s
             time.sleep(min(max(wait_s, 0.0), IDLE_S))
 
     # --- the three verbs ---
@@ -246,6 +247,9 @@ class Engine:
         drafts = step.block.tokens if step.block else [[]] * self.line.decoding
         hits = np.zeros(self.line.decoding, dtype=np.int64)
         for i, row in enumerate(self.line.decoders):
+            if following[i] < 0:
+                self._fail(i)
+                continue
             gained = row.take([*drafts[i][: accepted[i]], following[i]], self.stops)
             hits[i] = min(accepted[i], gained)
             row.cached += gained
@@ -259,13 +263,20 @@ class Engine:
         """Book the prefilled chunks; a prompt that ended gets its first token and decodes next."""
         tokens = iter(first_tokens)
         for row, chunk in self.line.joining:
-            ends = row.ends_prefill(chunk)
+            first = next(tokens) if row.ends_prefill(chunk) else None
             row.cached += chunk
-            if ends:
-                row.take([next(tokens)], self.stops)
+            if first is not None and first >= 0:
+                row.take([first], self.stops)
                 row.first_token_s = now_s
-            if row.to_prefill <= 0:
+            if first is not None and first < 0:
+                self._fail(self.line.decoding)
+            if row.done or row.to_prefill <= 0:
                 self.line.decoding += 1
+
+    def _fail(self, place: int) -> None:
+        """End the row in a cache slot whose logits are no numbers, and let none of them stay."""
+        self.line.rows[place].fail(NOT_FINITE)
+        self.runner.wipe(place)
 
     def _want_drafts(self, step: Step) -> None:
         """Drafts of the next step, as the plan says."""

@@ -7,7 +7,7 @@ batch through ``drafters.acceptance.verify``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from drafters.acceptance import Drafts, judge_greedy, verify
 from drafters.base import Proposal, Sampler
 from drafters.kernels.noise import host_uniforms
 from drafters.request import Running
+from drafters.sampling import greedy
 
 Uniforms = npt.NDArray[np.float64]
 
@@ -35,6 +36,13 @@ def temperatures_of(rows: Sequence[Running], device: torch.device) -> Tensor:
     return torch.tensor(heat, dtype=torch.float32, device=device)
 
 
+def best_tokens(logits: Tensor) -> Tensor:
+    """[rows] argmax of ``logits`` [rows, V]; -1 where the largest is no finite number."""
+    best = greedy(logits)
+    largest = logits.gather(-1, best.unsqueeze(-1)).squeeze(-1)
+    return best.masked_fill_(largest - largest != 0, -1)  # NaN for NaN and infinities
+
+
 def judge(
     rows: Sequence[Running],
     drafts: list[list[int]],
@@ -44,10 +52,12 @@ def judge(
     choices: Tensor,
     gamma: int,
 ) -> tuple[list[int], list[int]]:
-    """Accepted drafts and next token of each decoding row.
+    """Accepted drafts and next token of each decoding row, -1 where the target's logits are no
+    numbers.
 
-    ``drafts`` [n][k] are the proposal's tokens on the host. ``logits`` and their argmax ``choices``
-    hold the rows' flattened tokens first: each row's anchor and its first ``lengths`` drafts.
+    ``drafts`` [n][k] are the proposal's tokens on the host. ``logits`` and their ``best_tokens``
+    ``choices`` hold the rows' flattened tokens first: each row's anchor and its first ``lengths``
+    drafts.
     """
     if not rows:
         return [], []
@@ -66,14 +76,19 @@ def judge(
         proposal.tokens, proposal.logits, accept, drawn[:, -1].contiguous(), proposal.law
     )
     verdict = verify(logits, cu_rows, given, temperatures_of(rows, device))
-    accepted, following = torch.stack((verdict.accepted, verdict.next_tokens)).tolist()
+    told = torch.cat((verdict.accepted, verdict.next_tokens, choices[:verified])).tolist()
+    accepted, following, best = told[: len(rows)], told[len(rows) : 2 * len(rows)], told[-verified:]
+    for i, (start, end) in enumerate(pairwise(bounds)):
+        if min(best[start:end]) < 0:
+            accepted[i], following[i] = 0, -1
     return accepted, following
 
 
 def first_tokens(
     heads: Sequence[tuple[Running, int]], logits: Tensor, choices: Tensor, gamma: int
 ) -> list[int]:
-    """What follows each finished prompt; ``heads`` pairs a row with its row of ``logits``."""
+    """What follows each finished prompt, -1 where its logits are no numbers; ``heads`` pairs a row
+    with its row of ``logits``."""
     if not heads:
         return []
     rows, device = [row for row, _ in heads], logits.device
@@ -82,4 +97,5 @@ def first_tokens(
         return choices[at].tolist()
     uniforms = torch.from_numpy(uniforms_of(rows, gamma)[:, -1:]).to(device)
     sampler = Sampler(temperatures_of(rows, device), uniforms, any_hot=True)
-    return sampler(0, logits[at].float()).tolist()
+    drawn = sampler(0, logits[at].float())
+    return torch.where(choices[at] < 0, -1, drawn).tolist()

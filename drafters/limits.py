@@ -109,7 +109,7 @@ def refusal(
         return "needs a prompt of at least 1 token and max_new of at least 1"
     if not 0 <= request.temperature < math.inf:
         return f"temperature {request.temperature:g} must be a finite number, 0 or more"
-    if not math.isfinite(request.arrival_s):
+    if request.arrival_s is not None and not math.isfinite(request.arrival_s):
         return f"arrival_s {request.arrival_s:g} must be a finite number of seconds"
     if tokens > config.max_context:
         return f"{size} are more than max_context {config.max_context}"

@@ -33,6 +33,9 @@ class NgramState:
         """Copy the first ``length`` positions of one slot over another."""
         self.tokens[destination, :length] = self.tokens[source, :length]
 
+    def wipe(self, slot: int) -> None:
+        """Nothing to do: tokens are always numbers."""
+
 
 class NgramDrafter:
     """See ``drafters.base.Drafter``. Reads no target features (``feature_layers`` is empty).

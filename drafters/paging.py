@@ -204,3 +204,6 @@ class PagedCache:
 
     def move(self, source: int, destination: int, length: int) -> None:
         """Nothing to copy: a sequence's keys stay where its blocks are."""
+
+    def wipe(self, slot: int) -> None:
+        """Nothing to do: attention never reads past a sequence's own tokens."""

@@ -98,8 +98,8 @@ class StepLog:
 
 
 def request_columns(sequences: Iterable[Running]) -> dict[str, list[Any]]:
-    """Columns of ``live_requests``, by request id; further: arrival, domain (index into
-    the manifest's), name, temperature, preemptions, why it failed."""
+    """Columns of ``live_requests``, by request id; further: arrival (NaN for a request that never
+    did), domain (index into the manifest's), name, temperature, preemptions, why it failed."""
     rows = sorted(sequences, key=lambda s: s.request.request_id)
     return {
         "request_id": [s.request.request_id for s in rows],
@@ -108,9 +108,9 @@ def request_columns(sequences: Iterable[Running]) -> dict[str, list[Any]]:
         "accepted": [s.accepted for s in rows],
         "prompt_tokens": [len(s.request.prompt) for s in rows],
         "output_tokens": [s.generated for s in rows],
-        "ttft_s": [s.first_token_s - s.request.arrival_s for s in rows],
-        "e2e_s": [s.finish_s - s.request.arrival_s for s in rows],
-        "arrival_s": [s.request.arrival_s for s in rows],
+        "ttft_s": [s.first_token_s - s.arrived_s for s in rows],
+        "e2e_s": [s.finish_s - s.arrived_s for s in rows],
+        "arrival_s": [s.arrived_s for s in rows],
         "domain": [s.request.domain for s in rows],
         "name": [s.request.name for s in rows],
         "temperature": [s.request.temperature for s in rows],

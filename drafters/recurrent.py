@@ -40,6 +40,11 @@ class RecurrentState:
         self.cache.move(source, destination, length)
         self.features[destination, :length] = self.features[source, :length]
 
+    def wipe(self, slot: int) -> None:
+        """Set a slot to zeros."""
+        self.cache.wipe(slot)
+        self.features[slot] = 0
+
 
 class RecurrentDrafter(DraftModule):
     """Base of ``Eagle3Drafter`` and ``MTPDrafter``; a subclass gives ``project`` and ``join``."""

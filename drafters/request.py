@@ -22,8 +22,8 @@ class Request:
     temperature: float = 0.0
     domain: int = 0
     """Domain code that policies see."""
-    arrival_s: float = 0.0
-    """Seconds on the engine's clock."""
+    arrival_s: float | None = 0.0
+    """Seconds on the engine's clock; None: as soon as there is room for it (a closed loop)."""
 
 
 @dataclass(eq=False)
@@ -63,6 +63,8 @@ class Running:
     verified: int = 0
     accepted: int = 0
     preemptions: int = 0
+    arrived_s: float = float("nan")
+    """When it joined the queue, or was said to arrive."""
     first_token_s: float = float("nan")
     finish_s: float = float("nan")
     reason: str = ""
@@ -85,6 +87,10 @@ class Running:
     def ends_prefill(self, chunk: int) -> bool:
         """Whether a prompt chunk of this size gives the first output token."""
         return chunk == self.to_prefill and not self.generated
+
+    def fail(self, reason: str) -> None:
+        """End it here, with what it has."""
+        self.reason, self.done = reason, True
 
     def forget(self) -> None:
         """Drop what is cached; all but the anchor must then be computed again."""

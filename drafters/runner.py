@@ -18,10 +18,9 @@ from drafters.cache import KVCache
 from drafters.captured import CapturedPass
 from drafters.drafting import Block, Drafting, DraftRunner
 from drafters.graphs import captured_sizes, memory_pool, next_size
-from drafters.judging import first_tokens, judge
+from drafters.judging import best_tokens, first_tokens, judge
 from drafters.paging import BlockPool, PagedCache, PassInputs
 from drafters.request import Running
-from drafters.sampling import greedy
 from drafters.target import Target
 
 LEAST_CAPTURED_TOKENS, MOST_CAPTURED_TOKENS = 512, 2048  # where the largest graph lies
@@ -44,7 +43,7 @@ class Pass(NamedTuple):
     logits: Tensor
     """[rows, V]; those of the decoding rows come first."""
     choices: Tensor
-    """[rows] argmax of each."""
+    """[rows] ``judging.best_tokens`` of each."""
     features: Tensor
     """[at least tokens, m * d] features of the flattened tokens."""
     last: list[int]
@@ -220,13 +219,20 @@ class Runner:
         logits = self.target.lm_head(hidden)
         features = out.hidden[:, :0] if out.features is None else out.features
         last = list(range(verified, len(wanted)))
-        return Pass(logits, greedy(logits), features, last, total, counts)
+        return Pass(logits, best_tokens(logits), features, last, total, counts)
 
     def move(self, source: int, destination: int, row: Running) -> None:
         """Copy what is cached of ``row`` from one slot over another."""
         self.cache.move(source, destination, row.cached)
         if self.drafts is not None:
             self.drafts.move(source, destination, row)
+
+    def wipe(self, slot: int) -> None:
+        """Leave nothing in a slot that may hold NaN: masked attention multiplies what it does not
+        look at by zero."""
+        self.cache.wipe(slot)
+        if self.drafts is not None:
+            self.drafts.state.wipe(slot)
 
     def forget(self) -> None:
         """Be ready for another engine's requests."""

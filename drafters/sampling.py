@@ -48,9 +48,11 @@ def sample(probs: Tensor, uniforms: Tensor) -> Tensor:
     """Inverse-CDF draw [n]: first token whose cumulative probability (rows [n, V]) exceeds u.
 
     Rows need not sum to 1; a token of probability 0 is never drawn from a row that has any other.
+    Of a row with NaN some token.
     """
     blocks = in_blocks(probs)
-    return draw(block_sums(blocks), lambda block: chosen_block(blocks, block), uniforms)
+    drawn = draw(block_sums(blocks), lambda block: chosen_block(blocks, block), uniforms)
+    return drawn.clamp_max(probs.shape[-1] - 1)
 
 
 def in_blocks(probs: Tensor) -> Tensor:
@@ -81,7 +83,7 @@ def draw(sums: Tensor, within: Callable[[Tensor], Tensor], uniforms: Tensor) -> 
     before = cumulative.gather(-1, block) - sums.gather(-1, block)
     inside = within(block.squeeze(-1)).cumsum(-1, dtype=torch.float64)
     token = _first_above(inside, (at - before).clamp_min(0.0))
-    return (block * BLOCK + token).squeeze(-1)
+    return (block * BLOCK + token).squeeze(-1)  # past the vocabulary only where sums are NaN
 
 
 def _first_above(cumulative: Tensor, at: Tensor) -> Tensor:
