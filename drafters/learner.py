@@ -219,6 +219,15 @@ class Learner:
             writer.writerows(self.curve)
 
 
+def told(step: int, rows: dict[str, dict[str, float]]) -> str:
+    """A line for each drafter: its loss, the acceptance of its first draft, tokens per round."""
+    lines = [f"step {step}: loss accept tokens/round"]
+    for name, row in rows.items():
+        numbers = (row["loss"], row["accept_1"], row["tokens_per_round"])
+        lines.append(" ".join([*(f"{x:.3f}" for x in numbers), name]))
+    return "\n".join(lines)
+
+
 def fixed_options(
     kind: str, drafter: DraftModule, target: Target, args: argparse.Namespace
 ) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from drafters.learner import (
     check_loss_options,
     folder_name,
     learner_name,
+    told,
 )
 from drafters.losses import DECAY
 from drafters.objectives import batch_loss
@@ -168,7 +169,8 @@ class Trainer:
         self.resume()
         saved = time.monotonic()
         with progress() as bar:
-            task = bar.add_task("training", total=1000)
+            total = self.args.steps or 1000
+            task = bar.add_task("training", total=total)
             for keys in islice(self.batches(), self.step, None):
                 if self.done() >= 1:
                     break
@@ -178,7 +180,7 @@ class Trainer:
                 if logged:
                     self._log(bar, task)
                 self.elapsed_s += time.monotonic() - began
-                bar.update(task, completed=int(1000 * self.done()))
+                bar.update(task, completed=int(total * self.done()))
                 if logged and time.monotonic() - saved > 60 * self.args.save_minutes:
                     self.save()
                     saved = time.monotonic()
@@ -192,16 +194,9 @@ class Trainer:
             for learner in self.learners
             if learner.window
         }
-        bar.update(task, description=f"step {self.step}, loss and tokens/round: {_told(rows)}")
+        bar.update(task, description=told(self.step, rows))
         if bar.disable:
             print(json.dumps(rows), flush=True)
-
-
-def _told(rows: dict[str, dict[str, float]]) -> str:
-    """``dspark 1.234 2.345, mtp 0.987 1.876``: loss and tokens per round of each drafter."""
-    return ", ".join(
-        f"{name} {row['loss']:.3f} {row['tokens_per_round']:.3f}" for name, row in rows.items()
-    )
 
 
 def _folders(args: argparse.Namespace) -> list[Path]:

@@ -7,21 +7,25 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 import drafters
 from drafters import train
-from drafters.learner import fingerprint
+from drafters.learner import fingerprint, told
 from drafters.module import DraftModule
 from drafters.objectives import batch_loss
 from drafters.optimizers import OPTIMIZERS, make_optimizers
 from drafters.presets import build_drafter, continued, mask_token
+from drafters.progress import progress
 from drafters.target import Target
 from tests.drafters.families import LAYERS, tiny_drafter, tiny_target
 from tests.drafters.test_training import GAMMA, TARGET, VOCAB, sequences
@@ -258,7 +262,7 @@ def test_a_damaged_state_is_one_line(
 
 
 @pytest.mark.parametrize(
-    ("family", "told"),
+    ("family", "keys"),
     [
         ("dspark", {"num_anchors": 8, "markov_rank": 6, "enable_confidence_head": True}),
         ("dflash", {"num_anchors": 8, "markov_rank": 0, "enable_confidence_head": False}),
@@ -266,12 +270,12 @@ def test_a_damaged_state_is_one_line(
     ],
 )
 def test_a_trained_drafter_says_what_deepspec_reads(
-    family: str, told: dict[str, object], responses: Path, tmp_path: Path
+    family: str, keys: dict[str, object], responses: Path, tmp_path: Path
 ) -> None:
     made = [*command(responses, tmp_path, family, 1), "--target", "some/target"]
     assert train.main(made) == 0
     config = json.loads((tmp_path / "config.json").read_text())
-    assert config | told == config
+    assert config | keys == config
     depth = {"eagle3": "ttt_length"}.get(family, "block_size")
     assert (config[depth], config["num_target_layers"]) == (GAMMA, LAYERS)
 
@@ -494,9 +498,20 @@ def test_mask_tokens() -> None:
     assert [mask_token(size) for size in (49152, 151936, VOCAB)] == [3, 151935, VOCAB - 1]
 
 
-def test_the_bar_shows_loss_and_tokens_per_round() -> None:
-    row = {"step": 5, "loss": 1.2345, "ce": 2.0, "tokens_per_round": 3.4567}
-    assert train._told({"dspark": row, "mtp": row}) == "dspark 1.234 3.457, mtp 1.234 3.457"
+def test_the_bar_shows_how_every_drafter_does() -> None:
+    """In 80 columns, whatever the names: bar, count, elapsed time and ETA whole, text cut."""
+    row = {"loss": 1.2345, "accept_1": 0.6789, "tokens_per_round": 3.4567}
+    names = ["dspark:layers=4;intermediate=768", "dflash", "eagle3", "mtp"]
+    bar = progress()
+    task = bar.add_task("training", total=1000, completed=345)
+    bar.update(task, description=told(12345, dict.fromkeys(names, row)))
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(bar.get_renderable())
+    first, *lines = console.export_text().splitlines()
+    assert re.search(r" 345/1000 0:00:00 (-|\d+):\S+ step 12345: loss accept tokens/round", first)
+    assert [line.split()[:3] for line in lines] == [["1.234", "0.679", "3.457"]] * 4
+    assert lines[0].endswith("dspark:layers=4;in…")
+    assert [line.split()[3] for line in lines[1:]] == names[1:]
 
 
 def broken_loss(*arguments: object) -> tuple[torch.Tensor, torch.Tensor]:
