@@ -64,10 +64,8 @@ class Admission:
     def _arrives(self, row: Running, now_s: float) -> bool:
         """Whether the next request is here by now, noting since when."""
         due_s = row.request.arrival_s
-        if due_s is None:
-            arrives = len(self.waiting) < len(self.free_slots)
-        else:
-            arrives = due_s <= now_s
+        room = len(self.waiting) < len(self.free_slots)
+        arrives = room if due_s is None else due_s <= now_s
         if arrives:
             row.arrived_s = now_s if due_s is None else due_s
         return arrives

@@ -62,8 +62,8 @@ class CapturedPass:
         parts: Sequence[Sequence[int]],
         sources: Sequence[int] = (),
     ) -> tuple[Tensor, Tensor]:
-        """Logits [T, V] and their ``best_tokens`` [T], both still to be waited for; rows past the given
-        tokens are padding. ``sources`` as in ``PassInputs.fill``."""
+        """Logits [T, V] and their ``best_tokens`` [T], both still to be waited for; rows past the
+        given tokens are padding. ``sources`` as in ``PassInputs.fill``."""
         self.inputs.fill(rows, parts, sources)
         return self._replay()
 

@@ -18,8 +18,8 @@ from tests.drafters.live import cost_table
 
 VOCAB, POISONED = 97, 7
 GAMMA = 4
-CLEAN = [(1, 2, 3), (9, 8, 1), (4, 4, 5, 6), (11, 12), (3, 1, 2, 8, 9)]
-HURT = [(1, POISONED, 3), (POISONED,), (5, 6, 2, POISONED)]
+CLEAN = [tuple(range(20, 40)), (9, 8, 1), (4, 4, 5, 6), (11, 12), (3, 1, 2, 8, 9)]
+HURT = [(1, POISONED, *range(40, 50)), (POISONED,), (5, 6, 2, *range(50, 60), POISONED)]
 
 
 def poisoned() -> Target:
