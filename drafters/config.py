@@ -91,6 +91,8 @@ def _check_layer(config: dict[str, Any]) -> None:
     kinds = config.get("layer_types") or []
     if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
         raise ValueError(f"layer_types is {kinds!r}; supported: full_attention in every layer")
+    if not kinds and _flag(config, "use_sliding_window"):
+        raise ValueError("use_sliding_window is true; supported: false, in every layer")
     if config.get("mlp_bias"):
         raise ValueError(f"mlp_bias is {config['mlp_bias']!r}; supported: false")
 

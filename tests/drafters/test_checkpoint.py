@@ -295,6 +295,10 @@ def test_keys_of_another_head_are_refused(folder: Path) -> None:
         ({"rope_parameters": {"rope_theta": 0}}, "rope_theta is 0; it must be a number above 1"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported; supported: silu"),
         ({"layer_types": ["sliding_attention"] * 2}, "supported: full_attention in every layer"),
+        (
+            {"use_sliding_window": True, "sliding_window": 128, "layer_types": None},
+            "use_sliding_window is true; supported: false",
+        ),
         ({"architectures": [5]}, "architecture '5' is unknown; known: "),
         ({"mask_token_id": 40}, r"mask_token_id is 40; it must be an integer, 0\.\.39"),
         ({"mask_token_id": None}, r"mask_token_id is None; it must be an integer, 0\.\.39"),
