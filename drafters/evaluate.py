@@ -19,7 +19,7 @@ import pandas as pd
 from drafters import figures, measures
 from drafters.calibrate import calibrate_bundle
 from drafters.comparison import report
-from drafters.errors import UserError, check_folder, exit_code
+from drafters.errors import UserError, check_folder, exit_code, naming
 from gpu_traces.bundle import Bundle, read_bundle
 from gpu_traces.commands import Parser
 from gpu_traces.files import replacing
@@ -81,11 +81,13 @@ def write(tables: dict[str, pd.DataFrame], text: str, out: Path) -> None:
     texts = {f"{name}.csv": table.to_csv(index=False) for name, table in tables.items()}
     texts |= {"report.md": text, "report.html": figures.page(drawn)}
     for name, content in texts.items():
-        with replacing(out / name) as path:
+        with naming(out / name), replacing(out / name) as path:
             path.write_text(content, encoding="utf-8")
     if find_spec("kaleido"):
         for name, figure in drawn.items():
-            figure.write_image(out / f"{name}.png", scale=2)
+            picture = out / f"{name}.png"
+            with naming(picture), replacing(picture) as path:
+                figure.write_image(path, scale=2)
 
 
 def parser() -> argparse.ArgumentParser:

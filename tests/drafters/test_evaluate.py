@@ -23,6 +23,7 @@ from drafters import comparison, evaluate, measures
 from gpu_traces.bundle import Bundle, read_bundle
 from gpu_traces.schema import AcceptanceTraces
 from gpu_traces.synthetic import synthetic_bundle, synthetic_traces
+from tests.limits import largest_file
 
 CONFIDENCE = [[0.9, 0.3], [0.9, 0.9], [0.4, 0.9], [0.9, 0.9], [0.9, 0.9]]
 
@@ -119,6 +120,15 @@ def test_command_writes_tables_and_figures(
     assert captured.err.endswith(f"{__file__} is no folder that can be written to\n")
     assert captured.err.count("\n") == 1
     assert captured.out == "", "refused before the work"
+
+
+def test_a_full_disk_names_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    traces = synthetic_traces({"math": 0.8}, gamma=3, responses=20, response_tokens=50, seed=0)
+    folder, out = synthetic_bundle(tmp_path / "bundle", traces), tmp_path / "out"
+    with largest_file(50):
+        assert evaluate.main([str(folder), "--out", str(out)]) == 2
+    assert capsys.readouterr().err == f"error: {out / 'accepted_length.csv'}: File too large\n"
+    assert list(out.iterdir()) == []
 
 
 def told(**columns: list[object]) -> pd.DataFrame:
