@@ -87,6 +87,8 @@ class DraftModule(nn.Module):
         return DraftLogits(out.logits[0], out.hidden[0], confidences)
 
     def _check_request(self, features: Tensor, tokens: Tensor, anchor: int, forced: bool) -> None:
+        if type(anchor) is not int:
+            raise UserError(f"anchor is {anchor!r}; it must be an int, a position of input_ids")
         width, need = self.config.feature_size, anchor + (self.gamma if forced else 1)
         if anchor < 1 or tokens.shape[0] < need:
             raise UserError(
@@ -98,12 +100,18 @@ class DraftModule(nn.Module):
                 f"target features of shape {tuple(features.shape)}; this drafter reads"
                 f" [at least {anchor}, {width}] (layers {list(self.feature_layers)})"
             )
-        read = tokens[:need]
-        if read.is_floating_point() or read.min() < 0 or read.max() >= self.config.vocab_size:
+        if not features[:anchor].isfinite().all():
             raise UserError(
-                f"input_ids of type {read.dtype} reach from {read.min()} to {read.max()}; allowed:"
-                f" integers, 0..{self.config.vocab_size - 1}"
+                f"target features hold NaN or infinity before position {anchor}; give finite ones"
             )
+        self._check_ids(tokens[:need])
+
+    def _check_ids(self, read: Tensor) -> None:
+        allowed = f"allowed: torch.int64 or torch.int32, 0..{self.config.vocab_size - 1}"
+        if read.dtype not in (torch.int64, torch.int32):
+            raise UserError(f"input_ids of type {read.dtype}; {allowed}")
+        if read.min() < 0 or read.max() >= self.config.vocab_size:
+            raise UserError(f"input_ids reach from {read.min()} to {read.max()}; {allowed}")
 
     def save_pretrained(self, folder: Path | str, whole: bool = False) -> None:
         """Write the checkpoint as it would be read: same keys, types of the file it came from.
@@ -118,7 +126,9 @@ class DraftModule(nn.Module):
 
 
 def _of_one_request(given: Tensor, dims: int, name: str) -> Tensor:
-    """``given`` less a leading 1; UserError where it holds several requests."""
+    """``given`` less a leading 1; UserError where it is no tensor or holds several requests."""
+    if not isinstance(given, Tensor):
+        raise UserError(f"{name} is a {type(given).__name__}; it must be a torch.Tensor")
     if given.dim() == dims + 1 and given.shape[0] == 1:
         return given[0]
     if given.dim() != dims:
