@@ -200,7 +200,8 @@ def _rate(folder: Path) -> float:
     requests = read_bundle(folder).live_requests
     if requests is None or requests["e2e_s"].isna().all():
         raise UserError(f"{folder}: no request was completed; allow more --seconds-per-run")
-    return float(requests["e2e_s"].notna().sum() / requests["e2e_s"].max())
+    ends_s = requests["arrival_s"] + requests["e2e_s"]
+    return float(ends_s.notna().sum() / ends_s.max())
 
 
 def run(args: argparse.Namespace) -> None:

@@ -7,7 +7,7 @@ host knows goes in with one copy (``drafters.graphs.Inputs``), what it needs com
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from drafters.base import Proposal, Sampler
 from drafters.beliefs import told
 from drafters.block import BlockDrafter
 from drafters.block_rows import BlockFeed, RowCache
-from drafters.graphs import Arrays, Inputs, Replay
+from drafters.graphs import Arrays, Inputs, Pool, Replay
 from drafters.judging import Uniforms, best_tokens
 from drafters.module import DraftModule
 from drafters.paging import PagedCache, PassInputs
@@ -39,7 +39,7 @@ class CapturedPass:
         feature_layers: tuple[int, ...],
         features: Tensor,
         drawn: Tensor | None,
-        pool: Any,
+        pool: Pool | None,
     ) -> None:
         """``features`` [at least tokens, m * d] receives the features of each pass. ``drawn``: the
         last draft's tokens behind a zero, where drafts are captured."""
@@ -54,7 +54,7 @@ class CapturedPass:
             logits = target.lm_head(out.hidden)
             return logits, best_tokens(logits)
 
-        self._replay = Replay(forward, device, pool)
+        self._replay = Replay(forward, pool)
 
     def run(
         self,
@@ -132,7 +132,7 @@ class CapturedDraft:
         length: int,
         hot: bool,
         spare: int,
-        pool: Any,
+        pool: Pool | None,
     ) -> None:
         """``features``: the buffer of the passes; ``drawn`` receives the tokens, behind its zero.
         ``hot``: whether to serve temperatures > 0.
@@ -165,7 +165,7 @@ class CapturedDraft:
             drawn[1 : 1 + n * length].view(n, length).copy_(proposal.tokens)
             return proposal, told(proposal, heat)
 
-        self._replay = Replay(draft, device, pool)
+        self._replay = Replay(draft, pool)
 
     def run(
         self, rows: Sequence[Running], temperatures: list[float], uniforms: Uniforms

@@ -2,10 +2,10 @@
 
     python -m drafters.decode --policy policy.json --drafter FOLDER --prompts FILE --concurrency 8
 
-Closed loop: a new request starts whenever fewer than ``--concurrency`` run; with ``--arrivals``
-requests start when the file says, as in the simulator. Prints what happened and writes a folder
+Closed loop: a new request arrives whenever fewer than ``--concurrency`` run; with ``--arrivals``
+requests arrive when the file says, as in the simulator. Prints what happened and writes a folder
 with ``live_steps.parquet``, ``live_requests.parquet``, ``responses.jsonl`` and ``manifest.json``;
-also when it is interrupted, with what was measured until then.
+also when it is interrupted or a step fails, with what was measured until then.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from drafters.engine import Engine, EngineConfig
 from drafters.errors import UserError, exit_code
 from drafters.generate import spread
 from drafters.graphs import wanted
-from drafters.policy_choice import Choice, choose
+from drafters.limits import check, check_live, in_memory, too_large
+from drafters.policy_choice import Choice, choose, gamma_of, named
 from drafters.progress import progress
 from drafters.prompts import SPLITS, Prompt, load_prompts
 from drafters.provenance import measured
@@ -40,6 +41,7 @@ from drafters.target import Target, load_target, load_tokenizer
 from drafters.traffic import make_requests, read_arrivals
 from gpu_traces.bundle import check_place, write_bundle
 from gpu_traces.commands import Parser, at_least_zero, whole
+from policies.base import Policy
 
 
 @dataclass
@@ -180,13 +182,6 @@ def build(args: argparse.Namespace) -> tuple[Engine, Choice, list[Prompt]]:
     arrivals = read_arrivals(args.arrivals) if args.arrivals else []
     target, drafter = load_models(args)
     graphs = wanted(args.graphs, args.device)
-    choice = choose(args.policy, target, drafter, args.bundle, graphs)
-    if choice.policy.anticipating and args.temperature > 0 and not args.allow_anticipating:
-        raise UserError(
-            f"policy {args.policy!r} sizes on current confidences, which biases sampled text;"
-            " use --temperature 0, another policy, or --allow-anticipating"
-        )
-    tokenizer = load_tokenizer(args.target)
     config = EngineConfig(
         max_requests=args.concurrency,
         max_step_tokens=args.max_step_tokens,
@@ -196,42 +191,65 @@ def build(args: argparse.Namespace) -> tuple[Engine, Choice, list[Prompt]]:
         graphs=graphs,
         seed=args.seed,
     )
+    check(config, gamma_of(drafter), target)
+    _check_policy(args, named(args.policy, gamma_of(drafter)))
+    choice = choose(args.policy, target, drafter, args.bundle, graphs, args.concurrency)
+    tokenizer = load_tokenizer(args.target)
     stops = stop_tokens(args.target, tokenizer)
     engine = Engine(target, drafter, choice.policy, choice.cost, config, stops, choice.calibration)
     encoded = [encode_chat(tokenizer, prompt.text) for prompt in prompts]
-    domains = choice.domains or tuple(sorted({prompt.domain for prompt in prompts}))
     for request in make_requests(
-        prompts, encoded, arrivals, domains, args.max_new, args.temperature
+        prompts, encoded, arrivals, choice.names_of(prompts), args.max_new, args.temperature
     ):
         engine.submit(request)
     return engine, choice, prompts
 
 
+def _check_policy(args: argparse.Namespace, policy: Policy) -> None:
+    """UserError for a policy that cannot run live, or not so, before anything is measured."""
+    check_live(policy)
+    if policy.anticipating and args.temperature > 0 and not args.allow_anticipating:
+        raise UserError(
+            f"policy {args.policy!r} sizes on current confidences, which biases sampled text;"
+            " use --temperature 0, another policy, or --allow-anticipating"
+        )
+
+
 def run(args: argparse.Namespace) -> int:
-    """Decode, write, print; 130 when interrupted."""
+    """Decode, write, print; 130 when interrupted. What was measured is written whatever ends it."""
     engine, choice, prompts = build(args)
     print(f"policy {choice.policy.name}; cost table: {choice.cost_origin}", file=sys.stderr)
-    stop = Stop()
+    stop, failure = Stop(), None
     with stop.on_signals():
         engine.start()
-        serve(engine, stop)
+        try:
+            with in_memory(too_large(engine.config)):
+                serve(engine, stop)
+        except Exception as error:
+            failure = error
         done = summarise(engine, engine.now_s())
-    tokenizer = load_tokenizer(args.target)
-    texts = [
-        {
-            "request_id": row.request.request_id,
-            "name": row.request.name,
-            "text": tokenizer.decode(row.output, skip_special_tokens=True),  # type: ignore[attr-defined]
-        }
-        for row in sorted(engine.everyone(), key=lambda row: row.request.request_id)
-    ]
-    domains = choice.domains or tuple(sorted({prompt.domain for prompt in prompts}))
-    write(args, engine, domains, texts)
+        write(args, engine, choice.names_of(prompts), texts_of(engine, load_tokenizer(args.target)))
     print(table(done, [row for row in engine.ended if row.reason]))
     print(f"wrote {args.out}")
     if args.json:
         print(json.dumps({"policy": args.policy, "out": str(args.out), **done}))
+    if failure is not None:
+        raise failure
+    if not done["requests_completed"] and not stop.asked:
+        return 1
     return 130 if stop.asked else 0
+
+
+def texts_of(engine: Engine, tokenizer: Any) -> list[dict[str, Any]]:
+    """What each request said, by request id."""
+    return [
+        {
+            "request_id": row.request.request_id,
+            "name": row.request.name,
+            "text": tokenizer.decode(row.output, skip_special_tokens=True),
+        }
+        for row in sorted(engine.everyone(), key=lambda row: row.request.request_id)
+    ]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -273,7 +291,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code 0; 2 after one line on stderr; 130 when interrupted, with results written."""
+    """Exit code 0; 1 when no request was completed; 2 after one line on stderr; 130 when
+    interrupted, with results written."""
     argv = sys.argv[1:] if argv is None else argv
     args = parser().parse_args(argv)
     args.command_line = ["python -m drafters.decode", *argv]

@@ -16,6 +16,8 @@ def checked(device: str) -> str:
         )
     try:
         torch.zeros(1, device=device).item()  # of device "meta" nothing can be read
+        if device.startswith("cuda:"):
+            torch.cuda.set_device(device)  # streams, graphs and Triton go to the current one
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0][:80]
         raise UserError(f"device {device!r} cannot be used ({reason}); give cpu or cuda") from None

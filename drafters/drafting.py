@@ -6,7 +6,7 @@ Row i of every call is the sequence in slot i of the drafter's state.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, product
 from typing import NamedTuple
 
 import numpy as np
@@ -100,11 +100,13 @@ class DraftRunner:
             cache.whole = True
         return state
 
-    def capture(self, hot: bool) -> None:
-        """Capture every count of requests ahead; ``hot``: also at temperatures above 0."""
-        for count in reversed(self.counts) if self.captures else ():
-            for heat in {False, hot and self._draws_apart}:
-                self._capture(count, self.gamma, heat)
+    def capture(self, hot: bool, lengths: Sequence[int]) -> None:
+        """Capture drafts of these ``lengths`` for every count of requests ahead; ``hot``: also at
+        temperatures above 0."""
+        heats = {False, hot and self._draws_apart}
+        wanted = product(reversed(self.counts), sorted(lengths, reverse=True), heats)
+        for count, length, heat in wanted if self.captures else ():
+            self._capture(count, length, heat)
 
     def _capture(self, count: int, length: int, hot: bool) -> CapturedDraft:
         key = count, length, hot

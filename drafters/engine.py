@@ -25,7 +25,16 @@ from drafters.base import Drafter
 from drafters.beliefs import column, confidences
 from drafters.drafting import Block, Drafting
 from drafters.errors import UserError
-from drafters.limits import EngineConfig, check, effective, make_runner, refusal
+from drafters.limits import (
+    EngineConfig,
+    check,
+    check_live,
+    effective,
+    in_memory,
+    make_runner,
+    refusal,
+    too_large,
+)
 from drafters.records import StepLog, Stopwatch
 from drafters.request import Request, Running, stream_of
 from drafters.runner import Pass, Runner
@@ -73,14 +82,11 @@ class Engine:
     ) -> None:
         """``runner``: one made by ``make_runner`` for at least these limits, to be used again.
         UserError for a policy that cannot run live, and for limits that cannot be kept."""
-        if policy.analysis_only:
-            raise UserError(
-                f"policy {policy.name!r} needs the true acceptance; simulate it instead"
-            )
+        check_live(policy)
         self.policy, self.cost, self.config = policy, cost, config
         self.stops, self.calibration = stops, tuple(calibration)
         self.gamma = drafter.gamma if drafter else cost.gamma
-        check(config, self.gamma)
+        check(config, self.gamma, target)
         self.runner = runner or make_runner(target, drafter, self.gamma, config)
         self.runner.forget()
         self.watch = Stopwatch(self.runner.device)
@@ -109,9 +115,12 @@ class Engine:
         return [*self.ended, *self.line.rows, *self.line.waiting, *self.line.arriving]
 
     def start(self) -> None:
-        """Capture what the submitted requests need, rehearse the policy, and set the clock to 0;
-        arrivals count from here."""
-        self.runner.capture(any(row.request.temperature > 0 for row in self.everyone()))
+        """Capture what the submitted requests and the policy need, rehearse the policy, and set the
+        clock to 0; arrivals count from here. UserError where memory cannot hold it."""
+        lengths = self.policy.draft_lengths
+        hot = any(row.request.temperature > 0 for row in self.everyone())
+        with in_memory(too_large(self.config)):
+            self.runner.capture(hot, (self.gamma,) if lengths is None else lengths)
         rehearse(self.policy, self.gamma, self.cost)
         self._started = self._clock()
 
@@ -210,7 +219,10 @@ class Engine:
 
     def _decide(self, state: VerifyState) -> VerifyPlan:
         plan = self.policy.plan(state)
-        check_plan(self.policy, state, plan)
+        try:
+            check_plan(self.policy, state, plan)
+        except ValueError as error:
+            raise UserError(str(error)) from None
         return plan
 
     def _state(self, rows: list[Running], now_s: float) -> VerifyState:

@@ -10,11 +10,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import cache
-from typing import Any, Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
+
+from drafters.kernels.dispatch import backend
 
 T = TypeVar("T")
 Arrays = dict[str, npt.NDArray[np.int64]]
@@ -68,14 +70,24 @@ class Inputs:
         self._sent.copy_(self._staging, non_blocking=True)
 
 
+class Pool(NamedTuple):
+    """What graphs share that run one after the other."""
+
+    handle: tuple[int, int]
+    """Of their memory."""
+    side: torch.cuda.Stream
+    """Where they warm up: libraries keep a workspace for every stream that they have seen."""
+
+
 class Replay(Generic[T]):
     """``call`` captured once and launched again; its result is overwritten by the next launch."""
 
-    def __init__(self, call: Callable[[], T], device: torch.device, pool: Any = None) -> None:
-        """``call`` runs a few times, on what its inputs hold, before it is captured."""
+    def __init__(self, call: Callable[[], T], pool: Pool | None) -> None:
+        """``call`` runs a few times, on what its inputs hold, before it is captured into ``pool``;
+        without one (off CUDA) it is called again each time."""
         # A captured call is kept: the graph reads the very tensors that it refers to.
         self._graph, self._call = None, call
-        if device.type == "cuda":
+        if pool is not None:
             self._graph, self.result = _capture(call, pool)
         else:
             self.result = call()
@@ -88,9 +100,9 @@ class Replay(Generic[T]):
         return self.result
 
 
-def _capture(call: Callable[[], T], pool: Any) -> tuple[torch.cuda.CUDAGraph, T]:
+def _capture(call: Callable[[], T], pool: Pool) -> tuple[torch.cuda.CUDAGraph, T]:
     """The graph of ``call`` and its result; kernels are compiled and workspaces made before."""
-    side = torch.cuda.Stream()
+    side = pool.side
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(WARM_UPS):
@@ -98,22 +110,28 @@ def _capture(call: Callable[[], T], pool: Any) -> tuple[torch.cuda.CUDAGraph, T]
     torch.cuda.current_stream().wait_stream(side)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):
+    with torch.cuda.graph(graph, pool=pool.handle):
         result = call()
     return graph, result
 
 
-def memory_pool(device: torch.device) -> Any:
+def memory_pool(device: torch.device) -> Pool | None:
     """A pool for graphs that run one after the other; None off CUDA.
 
     What one of them leaves lies where another may work: it must be read before the next one runs.
     """
-    return torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+    if device.type != "cuda":
+        return None
+    return Pool(torch.cuda.graph_pool_handle(), torch.cuda.Stream())
 
 
 def wanted(asked: bool | None, device: str) -> bool:
-    """Whether to capture graphs on ``device``: where it is CUDA, unless told otherwise."""
+    """Whether to capture graphs on ``device``: where it is CUDA and kernels run in Triton (plain
+    torch looks at values on the host), unless told otherwise."""
     cuda = device.startswith("cuda")
+    if cuda and asked is not False and backend("cuda") != "triton":
+        say_once("steps run eagerly: captured graphs need Triton, which is not installed")
+        return False
     if asked and not cuda:
         say_once(f"--graphs needs a CUDA device; steps on {device} run eagerly")
     return cuda and asked is not False

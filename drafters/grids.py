@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from drafters.errors import UserError
 
@@ -26,10 +26,10 @@ class Grid:
 
 GRIDS = {
     "tiny": Grid((1, 2, 4), (1, 4), (8, 16), (8, 16), 64, repetitions=3),
-    "quick": Grid((1, 4, 16), (1, 2, 4, 8), (256,), (128, 512), 8192, repetitions=3),
+    "quick": Grid((1, 4, 16), (1, 2, 3, 4, 6, 8), (256,), (128, 512), 8192, repetitions=3),
     "cpu": Grid((1, 2, 4, 8, 16, 32, 64), (1, 2, 4, 8), (128, 384, 1024), (32, 128, 512), 16384),
     "short": Grid(
-        (1, 2, 4, 8, 16, 32, 64, 128), (1, 2, 4, 8), (256, 1024), (128, 512, 2048), 131072
+        (1, 2, 4, 8, 16, 32, 64, 128), (1, 2, 3, 4, 6, 8), (256, 1024), (128, 512, 2048), 131072
     ),
     "cuda": Grid(
         (1, 2, 4, 8, 16, 32, 64, 128, 256),
@@ -59,6 +59,16 @@ def grid(name: str) -> Grid:
     if name not in GRIDS:
         raise UserError(f"unknown grid {name!r}; known: {', '.join(GRIDS)}")
     return GRIDS[name]
+
+
+def up_to(shapes: Grid, requests: int) -> Grid:
+    """The grid for at most so many requests at once: larger counts left out, and four times the
+    largest one added until it is reached."""
+    counts = [count for count in shapes.requests if count < requests]
+    while counts and 4 * counts[-1] < requests:
+        counts.append(4 * counts[-1])
+    most = max(shapes.most_cached, requests * min(shapes.contexts))
+    return replace(shapes, requests=(*counts, requests), most_cached=most)
 
 
 def cells(shapes: Grid, gamma: int) -> list[Cell]:

@@ -14,6 +14,7 @@ from drafters.paging import BlockPool
 from drafters.request import Request
 from drafters.runner import Runner
 from drafters.target import Target
+from policies.base import Policy
 
 NO_MEMORY = ("allocate memory", "out of memory", "overflow")
 """Words of torch's errors for a tensor that is too large."""
@@ -42,8 +43,20 @@ class EngineConfig:
     """Seed of every draw."""
 
 
-def check(config: EngineConfig, gamma: int) -> None:
-    """Refuse, as the simulator does, a step budget that full blocks of all requests exceed."""
+def check_live(policy: Policy) -> None:
+    """UserError for a policy that no live loop can serve."""
+    if policy.analysis_only:
+        raise UserError(f"policy {policy.name!r} needs the true acceptance; simulate it instead")
+
+
+def check(config: EngineConfig, gamma: int, target: Target) -> None:
+    """Refuse, as the simulator does, a step budget that full blocks of all requests exceed; and
+    requests longer than what the target was made for."""
+    if config.max_context > target.max_positions:
+        raise UserError(
+            f"max context {config.max_context} is more than the target's {target.max_positions}"
+            " positions; lower --max-context"
+        )
     least = config.max_requests * (1 + gamma)
     if config.max_step_tokens < least:
         raise UserError(
@@ -56,22 +69,28 @@ def check(config: EngineConfig, gamma: int) -> None:
 def block_pool(config: EngineConfig, gamma: int) -> BlockPool:
     """Blocks for ``kv_tokens``, or for all that may run at once."""
     tokens = config.max_requests * (_capacity(config, gamma) + config.block_tokens)
-    with _in_memory(config):
+    with in_memory(too_large(config)):
         return BlockPool((config.kv_tokens or tokens) // config.block_tokens, config.block_tokens)
 
 
 @contextmanager
-def _in_memory(config: EngineConfig) -> Iterator[None]:
-    """What is made for ``config``; a UserError names the limits if memory cannot hold it."""
+def in_memory(wanted: str) -> Iterator[None]:
+    """A UserError says that what is ``wanted``, and how to want less, where memory cannot hold what
+    is made inside."""
     try:
         yield
     except (MemoryError, OverflowError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not any(t in str(error) for t in NO_MEMORY):
             raise
-        raise UserError(
-            f"{config.max_requests} requests of up to {config.max_context} tokens do not fit into"
-            " memory; lower --concurrency, --max-context or --kv-tokens"
-        ) from None
+        raise UserError(wanted) from None
+
+
+def too_large(config: EngineConfig) -> str:
+    """What ``in_memory`` says of an engine's own limits."""
+    return (
+        f"{config.max_requests} requests of up to {config.max_context} tokens do not fit into"
+        " memory; lower --concurrency, --max-context or --kv-tokens"
+    )
 
 
 def _capacity(config: EngineConfig, gamma: int) -> int:
@@ -84,7 +103,7 @@ def make_runner(
 ) -> Runner:
     """What runs an engine's device work, for these limits."""
     pool = block_pool(config, gamma) if config.paged or config.graphs else None
-    with _in_memory(config):
+    with in_memory(too_large(config)):
         return Runner(
             target, drafter, gamma, config.max_requests, _capacity(config, gamma), pool,
             config.graphs,

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
 
 from drafters import profile
 from drafters.base import Drafter
 from drafters.errors import UserError
-from drafters.grids import grid
+from drafters.grids import grid, up_to
+from drafters.prompts import Prompt
 from drafters.target import Target
 from gpu_traces.bundle import Bundle, list_bundles, read_bundle
 from gpu_traces.fit import fit_latency
@@ -32,18 +36,45 @@ class Choice:
     domains: tuple[str, ...] = ()
     """Names behind the domain codes; empty: the prompts' own, sorted."""
 
+    def names_of(self, prompts: Sequence[Prompt]) -> tuple[str, ...]:
+        """``domains``, or what stands in for them."""
+        return self.domains or tuple(sorted({prompt.domain for prompt in prompts}))
+
+
+def gamma_of(drafter: Drafter | None) -> int:
+    """Draft positions of a run."""
+    return drafter.gamma if drafter else DEFAULT_GAMMA
+
+
+def named(text: str, gamma: int) -> Policy:
+    """The policy that ``text`` names: a file of ``sim.run --export``, or name and parameters."""
+    stored = _stored(text)
+    try:
+        if stored is not None:
+            return stored.make()
+        name, parameters = registry.parse(text)
+        return registry.create(name, gamma, **parameters)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
 
 def choose(
-    text: str, target: Target, drafter: Drafter | None, bundle_name: str, graphs: bool = False
+    text: str,
+    target: Target,
+    drafter: Drafter | None,
+    bundle_name: str,
+    graphs: bool = False,
+    requests: int = 1,
 ) -> Choice:
-    """The policy that ``text`` names: a file of ``sim.run --export``, or name and parameters.
+    """The policy ``named`` by ``text``, and what it believes.
 
     Cost table and calibration come from the policy file; with a bundle (given, or the shipped one
     that the policy was chosen on) calibration and domain codes are the bundle's, and so is the cost
-    table of a policy given by name. Where none is given the engine profiles itself, with ``graphs``
-    or without. Raises UserError with one line for anything unknown or unfit.
+    table of a policy given by name. Where none is given, and the policy reads it, the engine
+    profiles itself, with ``graphs`` or without, for up to so many ``requests`` at once. Raises
+    UserError with one line for anything unknown or unfit.
     """
-    gamma = drafter.gamma if drafter else DEFAULT_GAMMA
+    gamma = gamma_of(drafter)
     stored = _stored(text)
     bundle_name = bundle_name or _origin(stored)
     bundle = read_bundle(bundle_name) if bundle_name else None
@@ -51,13 +82,16 @@ def choose(
         raise UserError(
             f"bundle {bundle.name} has gamma {bundle.manifest.gamma}, the drafter {gamma}"
         )
+    policy = named(text, gamma)
     try:
         if stored is not None:
-            choice = _from_file(stored, text, drafter)
+            choice = _from_file(policy, stored, text, drafter)
+        elif bundle is not None and bundle.manifest.has_steps:
+            choice = Choice(policy, *_bundled_cost(policy, bundle))
+        elif policy.needs_cost:
+            choice = Choice(policy, *measured_cost(policy, target, drafter, graphs, requests))
         else:
-            name, parameters = registry.parse(text)
-            policy = registry.create(name, gamma, **parameters)
-            choice = Choice(policy, *_believed_cost(policy, target, drafter, bundle, graphs))
+            choice = Choice(policy, no_cost(gamma), f"none, which {policy.name} does not read")
     except ValueError as error:
         raise UserError(str(error)) from None
     if bundle is None:
@@ -79,31 +113,34 @@ def _origin(stored: PolicyFile | None) -> str:
     return name if name in list_bundles() else ""
 
 
-def _from_file(stored: PolicyFile, path: str, drafter: Drafter | None) -> Choice:
+def _from_file(policy: Policy, stored: PolicyFile, path: str, drafter: Drafter | None) -> Choice:
     if drafter is not None and stored.gamma != drafter.gamma:
         raise UserError(f"{path} is for gamma {stored.gamma}, the drafter has {drafter.gamma}")
     calibration = tuple(
         Calibration(e.temperature, "sts+bias", e.scales, e.bias) for e in stored.calibration
     )
-    return Choice(stored.make(), stored.cost, f"policy file {path}", calibration)
+    return Choice(policy, stored.cost, f"policy file {path}", calibration)
 
 
-def _believed_cost(
-    policy: Policy, target: Target, drafter: Drafter | None, bundle: Bundle | None, graphs: bool
-) -> tuple[CostTable, str]:
-    if bundle is None or not bundle.manifest.has_steps:
-        return measured_cost(policy, target, drafter, graphs)
+def no_cost(gamma: int) -> CostTable:
+    """The table of an engine that knows no costs: nothing takes any time."""
+    return CostTable(np.zeros((gamma + 1, 2)), np.ones(2))
+
+
+def _bundled_cost(policy: Policy, bundle: Bundle) -> tuple[CostTable, str]:
     manifest = bundle.manifest
     model, _ = fit_latency(bundle.steps, origin=manifest.origin, gamma=manifest.gamma)
     return model.cost_table(policy.cost_rule), str(manifest.origin)
 
 
 def measured_cost(
-    policy: Policy, target: Target, drafter: Drafter | None, graphs: bool = False
+    policy: Policy,
+    target: Target,
+    drafter: Drafter | None,
+    graphs: bool = False,
+    requests: int = 1,
 ) -> tuple[CostTable, str]:
     """What the engine finds when it profiles itself at the start, as vLLM does."""
-    steps = profile.measure(target, drafter, grid("quick"), graphs)
-    model, _ = fit_latency(
-        steps, name="start-up", gamma=drafter.gamma if drafter else DEFAULT_GAMMA
-    )
+    steps = profile.measure(target, drafter, up_to(grid("quick"), requests), graphs)
+    model, _ = fit_latency(steps, name="start-up", gamma=gamma_of(drafter))
     return model.cost_table(policy.cost_rule), "measured at start-up on this machine"

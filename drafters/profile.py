@@ -27,6 +27,7 @@ from drafters.engine import Engine, EngineConfig
 from drafters.errors import UserError, exit_code
 from drafters.graphs import next_size, wanted
 from drafters.grids import GRIDS, Cell, Grid, cells, grid, lengths_of
+from drafters.limits import in_memory
 from drafters.paging import BlockPool
 from drafters.progress import progress
 from drafters.provenance import measured
@@ -95,8 +96,12 @@ class Profiler:
         return pd.DataFrame(samples + self._overhead())
 
     def _sample(self, cell: Cell, repetition: int, seconds: float) -> dict[str, object]:
+        """A row of the table; a captured pass is one over the tokens that it is padded to."""
+        captured = self.captures(cell)
+        padded = next_size(self.runner.sizes, cell.tokens) if captured else 0
         return vars(cell) | {
-            "graph": self.captures(cell),
+            "tokens": padded if cell.mode in ("verify", "prefill") and padded else cell.tokens,
+            "graph": captured,
             "repetition": repetition,
             "microseconds": 1e6 * seconds,
         }
@@ -184,7 +189,12 @@ def measure(
     target: Target, drafter: Drafter | None, shapes: Grid, graphs: bool = False
 ) -> pd.DataFrame:
     """The ``steps`` table (``gpu_traces.schema``) of these models on this machine."""
-    return Profiler(target, drafter, shapes, graphs).run()
+    with in_memory(
+        f"{max(shapes.requests)} requests, contexts of {max(shapes.contexts)} and prompts of"
+        f" {max(shapes.prefill)} tokens do not fit into memory beside the models; measure a"
+        " smaller grid"
+    ):
+        return Profiler(target, drafter, shapes, graphs).run()
 
 
 def summary(steps: pd.DataFrame, gamma: int) -> str:
@@ -202,13 +212,14 @@ def load_models(args: argparse.Namespace) -> tuple[Target, Drafter | None]:
 
     _check_names(args)
     dtype = getattr(torch, args.dtype)
-    if args.shape:
-        target = random_target(args.shape, dtype, args.device)
-    else:
-        target = load_target(args.target or TARGET, dtype, args.device)
-    if args.drafter_shape:
-        return target, random_drafter(args.drafter_shape, target)
-    return target, drafters.load(args.drafter, target) if args.drafter else None
+    with in_memory(f"the models do not fit into the memory of {args.device}; give smaller ones"):
+        if args.shape:
+            target = random_target(args.shape, dtype, args.device)
+        else:
+            target = load_target(args.target or TARGET, dtype, args.device)
+        if args.drafter_shape:
+            return target, random_drafter(args.drafter_shape, target)
+        return target, drafters.load(args.drafter, target) if args.drafter else None
 
 
 def _check_names(args: argparse.Namespace) -> None:

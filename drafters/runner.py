@@ -92,14 +92,15 @@ class Runner:
             self.drafts = DraftRunner(drafter, gamma, slots, capacity, self._features, graphs)
 
     @torch.no_grad()
-    def capture(self, hot: bool) -> None:
-        """Capture every size ahead; ``hot``: also for drafts at temperatures above 0."""
+    def capture(self, hot: bool, lengths: Sequence[int]) -> None:
+        """Capture every size ahead, and drafts of these ``lengths``; ``hot``: also for temperatures
+        above 0."""
         if not self.graphs:
             return
         for size in reversed(self.sizes):
             self._captured_pass(size)
         if self.drafts is not None:
-            self.drafts.capture(hot)
+            self.drafts.capture(hot, lengths)
 
     def _captured_pass(self, size: int) -> CapturedPass:
         if size not in self._passes:

@@ -7,6 +7,7 @@ needs ragged batches, positions that roll back, and the raw outputs of chosen la
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,8 @@ class Target(nn.Module):
     def __init__(self, shape: LayerShape, num_layers: int, vocab_size: int) -> None:
         super().__init__()
         self.shape, self.num_layers, self.vocab_size = shape, num_layers, vocab_size
+        self.max_positions = math.inf
+        """Positions that it was made for (``max_position_embeddings``), where that is known."""
         self.embed_tokens = nn.Embedding(vocab_size, shape.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(shape) for _ in range(num_layers))
         self.norm = RMSNorm(shape.hidden_size, shape.rms_norm_eps)
@@ -166,6 +169,7 @@ def load_target(name: str, dtype: torch.dtype = torch.float32, device: str = "cp
     except ValueError as error:
         raise UserError(f"target {name!r}: {error}") from None
     target = Target(shape, config.num_hidden_layers, config.vocab_size).to(dtype)
+    target.max_positions = getattr(config, "max_position_embeddings", None) or math.inf
     target.load_state_dict(_read_weights(name, source, dtype))
     if config.tie_word_embeddings:
         target.lm_head.weight = target.embed_tokens.weight

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,14 +16,28 @@ from gpu_traces.files import read_frame
 from policies.base import Floats
 
 TIMES = ("arrival_s", "Timestamp", "TIMESTAMP")
+OUTPUTS = ("output_tokens", "Response tokens", "GeneratedTokens")
 ANSWERED = ("Request tokens", "Response tokens")
 """Columns of BurstGPT that are 0 for a request that failed."""
 
 
-def read_arrivals(path: Path) -> list[float]:
-    """Seconds from the first arrival, of a CSV or Parquet file: its column ``arrival_s``, or the
-    time stamps of BurstGPT (``Timestamp``, seconds; failed requests left out, as the simulator
-    does) or Azure (``TIMESTAMP``, dates). UserError for anything else."""
+class Arrival(NamedTuple):
+    """One line of an arrival file."""
+
+    at_s: float
+    """Seconds from the first arrival."""
+    output_tokens: int | None = None
+    """Length of the answer, where the file says so: no more are decoded."""
+
+
+def read_arrivals(path: Path) -> list[Arrival]:
+    """Arrivals of a CSV or Parquet file: its column ``arrival_s``, or the time stamps of BurstGPT
+    (``Timestamp``, seconds; failed requests left out, as the simulator does) or Azure
+    (``TIMESTAMP``, dates), and lengths of answers where there is a column for them. UserError for
+    anything else.
+
+    What the files say of prompts and sessions is not followed: the prompts are real text.
+    """
     if path.is_dir() or path.suffix in (".jsonl", ".json"):
         raise UserError(
             f"{path}: give CSV or Parquet; of a Mooncake or ServeGen trace it is made by"
@@ -33,7 +48,8 @@ def read_arrivals(path: Path) -> list[float]:
     try:
         frame = read_frame(path) if path.suffix == ".parquet" else pd.read_csv(path)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not readable as CSV or Parquet ({error})") from None
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{path}: not readable as CSV or Parquet ({reason})") from None
     name = next((name for name in TIMES if name in frame), "")
     if not name:
         raise UserError(f"{path}: has no column arrival_s; it has {', '.join(frame.columns)}")
@@ -46,7 +62,22 @@ def read_arrivals(path: Path) -> list[float]:
     answered = (frame.filter(ANSWERED) != 0).all(axis=1).to_numpy()
     if not answered.any():
         raise UserError(f"{path}: every request failed; {' or '.join(ANSWERED)} is 0 in each row")
-    return [float(t) for t in times[answered] - times[answered][0]]
+    seconds = times[answered] - times[answered][0]
+    lengths = _lengths(path, frame[answered])
+    return [Arrival(float(t), n) for t, n in zip(seconds, lengths, strict=True)]
+
+
+def _lengths(path: Path, frame: pd.DataFrame) -> list[int | None]:
+    """Output tokens of each row; UserError for one that is no whole number above 0."""
+    name = next((name for name in OUTPUTS if name in frame), "")
+    if not name:
+        return [None] * len(frame)
+    numbers = pd.to_numeric(frame[name], errors="coerce").to_numpy(dtype=float)
+    bad = np.flatnonzero(~((numbers >= 1) & (numbers == np.floor(numbers))))
+    if bad.size:
+        found = frame[name].iloc[bad[0]]
+        raise UserError(f"{path}: row {bad[0]}: {name} {found} must be a whole number, 1 or more")
+    return [int(n) for n in numbers]
 
 
 def _seconds(column: pd.Series) -> Floats:
@@ -60,29 +91,29 @@ def _seconds(column: pd.Series) -> Floats:
 def make_requests(
     prompts: Sequence[Prompt],
     encoded: Sequence[Sequence[int]],
-    arrivals: Sequence[float],
+    arrivals: Sequence[Arrival],
     domains: Sequence[str],
     max_new: int,
     temperature: float,
 ) -> list[Request]:
-    """One request per arrival (none given: per prompt, all at time 0), the prompts in turn.
+    """One request per arrival (none given: per prompt, as there is room), the prompts in turn.
 
     Names are the prompts' keys with temperature and turn, as ``drafters.generate`` names them.
     """
     codes = {name: i for i, name in enumerate(domains)}
     made = []
-    for i, arrival_s in enumerate(arrivals or [0.0] * len(prompts)):
+    for i, arrival in enumerate(arrivals or [None] * len(prompts)):
         turn, at = divmod(i, len(prompts))
-        prompt = prompts[at]
+        prompt, asked = prompts[at], arrival.output_tokens if arrival else None
         made.append(
             Request(
                 request_id=i,
                 name=f"{prompt.key}/T{temperature:g}/{turn}",
                 prompt=tuple(encoded[at]),
-                max_new=max_new,
+                max_new=min(max_new, asked or max_new),
                 temperature=temperature,
                 domain=codes.get(prompt.domain, 0),
-                arrival_s=arrival_s,
+                arrival_s=arrival.at_s if arrival else None,
             )
         )
     return made

@@ -176,3 +176,12 @@ def run(
 
 def informed(asked: Sequence[Sequence[int]], outputs: Sequence[Sequence[int]]) -> Informed:
     return Informed([[*p, *o] for p, o in zip(asked, outputs, strict=True)])
+
+
+def arguments(home: Path, out: Path, **changed: str) -> list[str]:
+    options = {
+        "policy": str(home / "policy.json"), "target": str(home / "target"),
+        "drafter": str(home / "drafter"), "prompts": str(home / "prompts.jsonl"),
+        "concurrency": "3", "max-new": "12", "max-context": "64", "out": str(out), **changed,
+    }  # fmt: skip
+    return [word for name, value in options.items() for word in (f"--{name}", value)]

@@ -24,7 +24,7 @@ from drafters.ngram import NgramDrafter
 from drafters.request import Request
 from drafters.runner import Runner
 from drafters.target import Target, load_target
-from policies.registry import create
+from policies.registry import create, get, names
 from tests.drafters.fake_device import emulated
 from tests.drafters.families import tiny_drafter
 from tests.drafters.live import (
@@ -191,7 +191,7 @@ def test_engines_share_what_was_captured_ahead(llama, monkeypatch: pytest.Monkey
     drafter = block_drafter(target)
     config = EngineConfig(max_requests=4, max_context=80, graphs=True)
     runner = make_runner(target, drafter, GAMMA, config)
-    runner.capture(hot=False)
+    runner.capture(hot=False, lengths=[GAMMA])
     assert set(runner._passes) == set(runner.sizes)
     for _ in range(2):
         engine = Engine(
@@ -203,6 +203,31 @@ def test_engines_share_what_was_captured_ahead(llama, monkeypatch: pytest.Monkey
             engine.step()
         engine.ended.sort(key=lambda row: row.request.request_id)
         assert [row.output for row in engine.ended] == outputs
+
+
+@pytest.mark.parametrize("policy", [n for n in names() if not get(n).analysis_only])
+def test_nothing_is_captured_once_the_clock_runs(
+    llama, policy: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Whatever lengths a policy drafts, they were captured by ``start``."""
+    monkeypatch.setattr("drafters.runner.LEAST_CAPTURED_TOKENS", 32)
+    target, asked, _ = llama
+    config = EngineConfig(max_requests=3, max_context=80, graphs=True)
+    made = create(policy, GAMMA)
+    engine = Engine(target, tiny_drafter("eagle3", target, GAMMA), made, cost_table(), config)
+    for i, prompt in enumerate(asked):
+        heat = 0.8 * (i % 2)
+        engine.submit(
+            Request(request_id=i, name=str(i), prompt=prompt, max_new=NEW, temperature=heat)
+        )
+    engine.start()
+    drafts, passes = engine.runner.drafts, engine.runner._passes
+    captured = set(drafts._captured), set(passes)
+    if made.draft_lengths != ():
+        assert captured[0]
+    while engine.busy:
+        engine.step()
+    assert (set(drafts._captured), set(passes)) == captured
 
 
 def test_padding_writes_only_where_nobody_reads(llama):
