@@ -127,7 +127,7 @@ class BlockDrafter(DraftModule):
         """The sequential part in one operation; its logits exist only as a law."""
         head = kernels.SequentialHead(
             self.markov_head.markov_w1.weight,
-            self.markov_head.markov_w2.weight,
+            self.markov_head.markov_w2.weight.contiguous(),  # one loaded on a CPU lies by columns
             self.confidence_head.proj.weight.view(-1),
             self.confidence_head.proj.bias,
         )

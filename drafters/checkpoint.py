@@ -79,6 +79,8 @@ def load(source: Path | str, target: Target | None = None) -> DraftModule | Ngra
         like = target.norm.weight
         weights = {name: tensor.to(like) for name, tensor in weights.items()}
     drafter.load_state_dict(weights, assign=True)
+    if config.markov_rank:
+        drafter.markov_head.lay_out()
     drafter.stored_types = stored
     return drafter.requires_grad_(False).eval()
 

@@ -212,6 +212,19 @@ def test_files_have_the_usual_permissions(tmp_path: Path) -> None:
         assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o640
 
 
+def test_a_w2_that_is_changed_once_loaded_is_seen(folder: Path) -> None:
+    """It lies by columns, as one row's bias reads it fastest, and is no copy."""
+    drafter, tokens = drafters.load(folder), torch.arange(9)
+    features = features_of(TARGET, drafter, tokens[None])
+    w2 = drafter.markov_head.markov_w2.weight
+    assert w2.t().is_contiguous()
+    before = drafter.draft_logits(features, tokens, 8)
+    w2.data.mul_(0)
+    after = drafter.draft_logits(features, tokens, 8)
+    torch.testing.assert_close(after.logits, drafter.lm_head(after.hidden))
+    assert not torch.allclose(after.logits, before.logits)
+
+
 def test_truncated_file(folder: Path) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])

@@ -196,13 +196,16 @@ def test_sequential_heads_by_their_formulas(family: str, target: Target) -> None
         close(out.confidences[k], torch.sigmoid(score))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.no_grad()
-def test_bias_of_one_row_and_of_several() -> None:
-    head = MarkovHead(300, 8, 16, "vanilla").requires_grad_(False)
-    for _ in range(2):  # a weight that changed is seen
-        torch.nn.init.normal_(head.markov_w2.weight)
-        z, block = torch.randn(4, 8), torch.randn(4, 3, 300)
-        expected = block[:, 1] + z @ head.markov_w2.weight.T
+def test_bias_of_one_row_and_of_several(dtype: torch.dtype) -> None:
+    """With W2 as it is at the time, however it was changed: behind torch's back too."""
+    head = MarkovHead(300, 8, 16, "vanilla").requires_grad_(False).to(dtype)
+    w2 = head.markov_w2.weight
+    for change in (torch.nn.init.normal_, lambda w: w.data.mul_(2), lambda _: head.lay_out()):
+        change(w2)
+        z, block = torch.randn(4, 8).to(dtype), torch.randn(4, 3, 300)
+        expected = block[:, 1] + (z @ w2.T).float()
         for n in (1, 2, 4):
             mine = block.clone()
             close(head.add_bias(mine[:n, 1], z[:n]), expected[:n])
