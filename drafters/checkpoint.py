@@ -113,10 +113,12 @@ def check_target(config: DraftConfig, target: Target, name: str) -> None:
 
 def find(source: str) -> Path:
     """The folder of a drafter: given, shipped under that name, or fetched from the hub."""
+    shipped = ", ".join(sorted(p.name for p in SHIPPED.glob("*/"))) or "none ships"
+    if not source.strip():
+        raise UserError(f"no drafter named; give a folder, one that ships ({shipped}) or a hub id")
     for folder in (Path(source), SHIPPED / source):
         if folder.is_dir():
             return folder
-    shipped = ", ".join(sorted(p.name for p in SHIPPED.glob("*/"))) or "none ships"
     if not HUB_ID.fullmatch(source):
         raise UserError(
             f"no drafter {source!r}: not a folder, not one that ships ({shipped}), no hub id"

@@ -115,7 +115,7 @@ def read_config(path: Path) -> DraftConfig:
 def _parse(raw: dict[str, Any]) -> DraftConfig:
     if not isinstance(raw, dict):
         raise ValueError("it holds no JSON object; a drafter's keys are expected")
-    architecture = str((raw.get("architectures") or [""])[0])
+    architecture = _architecture(raw)
     _check_model(raw)
     common = {
         "shape": layer_shape(raw),
@@ -135,6 +135,14 @@ def _parse(raw: dict[str, Any]) -> DraftConfig:
             " Qwen3Eagle3Model, and their Llama and MTP kin"
         )
     return _parse_block(raw, common)
+
+
+def _architecture(raw: dict[str, Any]) -> str:
+    """The first of the file's architectures; empty where it has none."""
+    names = raw.get("architectures") or [""]
+    if not isinstance(names, list):
+        raise ValueError(f'architectures is {names!r}; it must be a list, as ["Qwen3DSparkModel"]')
+    return str(names[0])
 
 
 def _check_model(raw: dict[str, Any]) -> None:
@@ -171,6 +179,11 @@ def _layer_ids(raw: dict[str, Any]) -> tuple[int, ...]:
     ids = raw["target_layer_ids"]
     if not isinstance(ids, list) or not ids or any(type(i) is not int or i < -1 for i in ids):
         raise ValueError(f"target_layer_ids is {ids!r}; it must be a list of integers, -1 or more")
+    layers = _optional(raw, "num_target_layers")
+    if layers and max(ids) >= layers:
+        raise ValueError(
+            f"target_layer_ids is {ids}; num_target_layers {layers} allows -1..{layers - 1}"
+        )
     return tuple(ids)
 
 

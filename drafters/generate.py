@@ -29,7 +29,7 @@ from drafters.prompts import SPLITS, Prompt, load_prompts, rows
 from drafters.resume import check_same, models
 from drafters.sampling import greedy, request_uniforms, sample
 from drafters.target import Target, load_target, load_tokenizer
-from gpu_traces.commands import Parser, whole
+from gpu_traces.commands import Parser, at_least_zero, whole
 
 
 @dataclass
@@ -229,7 +229,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--samples", type=whole(0), default=2, help="responses per prompt at T = 1")
     made.add_argument("--greedy", type=whole(0), default=1, help="responses per prompt at T = 0")
     made.add_argument("--tokens", type=whole(0), default=0, help="stop after so many; 0: all")
-    made.add_argument("--seconds", type=float, default=0, help="begin none after so long; 0: all")
+    made.add_argument("--seconds", type=at_least_zero, default=0, help="begin none after; 0: all")
     made.add_argument("--max-new", type=whole(1), default=320, help="response tokens at most")
     made.add_argument("--max-prompt", type=whole(1), default=448, help="longest prompt, tokens")
     made.add_argument("--slots", type=whole(1), default=128, help="responses generated at once")

@@ -312,6 +312,11 @@ def test_keys_of_another_head_are_refused(folder: Path) -> None:
             {"use_sliding_window": True, "sliding_window": 128, "layer_types": None},
             "use_sliding_window is true; supported: false",
         ),
+        (
+            {"architectures": "Qwen3DSparkModel"},
+            r"architectures is 'Qwen3DSparkModel'; it must be a list, as \[",
+        ),
+        ({"architectures": 5}, "architectures is 5; it must be a list"),
         ({"architectures": [5]}, "architecture '5' is unknown; known: "),
         ({"mask_token_id": 40}, r"mask_token_id is 40; it must be an integer, 0\.\.39"),
         ({"mask_token_id": None}, r"mask_token_id is None; it must be an integer, 0\.\.39"),
@@ -329,6 +334,7 @@ def test_keys_of_another_head_are_refused(folder: Path) -> None:
         ({"rms_norm_eps": "x"}, "rms_norm_eps is 'x'; it must be a positive number"),
         ({"rms_norm_eps": None}, "rms_norm_eps is None; it must be a positive number"),
         ({"target_layer_ids": [1, "a"]}, r"\[1, 'a'\]; it must be a list of integers, -1 or more"),
+        ({"target_layer_ids": [1, 3]}, r"is \[1, 3\]; num_target_layers 3 allows -1\.\.2"),
         ({"target_layer_ids": []}, r"target_layer_ids is \[\]; it must be a list of integers"),
         ({"enable_confidence_head": "false"}, "is 'false'; it must be true or false"),
         ({"confidence_head_with_markov": "no"}, "is 'no'; it must be true or false"),
@@ -380,7 +386,10 @@ def test_missing_config_key_and_bad_json(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"target_layer_ids": [0, 7]}, r"target layers \[7\] do not exist; the target has -1..2"),
+        (
+            {"target_layer_ids": [0, 7], "num_target_layers": None},
+            r"target layers \[7\] do not exist; the target has -1..2",
+        ),
         ({"num_target_layers": 12}, "made for a target of 12 layers, this one has 3"),
     ],
 )
@@ -397,6 +406,8 @@ def test_other_vocabulary_or_size(folder: Path) -> None:
 
 def test_absent_drafter(tmp_path: Path) -> None:
     """Neither a path nor a bare word is a hub id, so no network is asked."""
+    with pytest.raises(UserError, match="no drafter named; give a folder, one that ships"):
+        drafters.load("")
     with pytest.raises(UserError, match="no drafter 'nothing': not a folder, not one that ships"):
         drafters.load("nothing")
     with pytest.raises(UserError, match="no drafter .* not a folder, not one that ships"):

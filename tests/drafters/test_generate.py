@@ -125,6 +125,14 @@ def test_responses_of_another_maker_are_never_added(
     assert "out.jsonl does not say what made it" in capsys.readouterr().err
 
 
+def test_negative_seconds_are_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        generate.main([*words, "--seconds", "-1"])
+    assert caught.value.code == 2
+    assert "--seconds" in capsys.readouterr().err
+    assert not Path("out.jsonl").exists()
+
+
 def test_a_full_disk_names_the_file(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with largest_file(50):
         assert generate.main(words) == 2
