@@ -14,6 +14,8 @@ Shape = Callable[[pd.DataFrame], pd.DataFrame]
 
 FEWEST_BLOCKS = 20
 """Blocks that must have reached a position for its conditional acceptance to be shown."""
+SHOWN_POSITIONS = (1, 3, 5, 7)
+"""Draft positions whose reliability is shown; all where there are at most four."""
 HEADLESS = (
     "Confidences of drafters without a confidence head are their largest draft probabilities, which"
     " the head-free estimator learns from too, as it goes; of prompt lookup, whose drafts are all"
@@ -37,12 +39,13 @@ def report(tables: Tables, origins: dict[str, str]) -> str:
     add("Conditional acceptance by draft position", "conditional_acceptance", by_position)
     add("Tokens per round by drafts verified", "length_sweep", by_length)
     add(
-        "Tokens per round / rejected drafts by threshold on the raw confidence",
+        "Tokens per round / rejected drafts / tokens over both by threshold on the raw confidence",
         "threshold_sweep",
         by_threshold,
     )
     add("Calibration of the prefix survival, mean over positions", "calibration", calibration)
     lines.append(HEADLESS)
+    add("Prefix survival, mean predicted → observed, by draft position", "reliability", reliability)
     if "round_latency" in tables:
         table = by_requests(in_order(tables["round_latency"]))
         lines += ["## Time per round, ms (of it drafting), by running requests", markdown(table)]
@@ -106,8 +109,8 @@ def by_length(sweep: pd.DataFrame) -> pd.DataFrame:
 def by_threshold(sweep: pd.DataFrame) -> pd.DataFrame:
     """Fig. 5 over all domains: a column per threshold."""
     table = sweep[sweep["domain"] == "all"]
-    pairs = zip(table["tokens_per_round"], table["rejected"], strict=True)
-    cells = [f"{tokens:.2f} / {rejected:.2f}" for tokens, rejected in pairs]
+    numbers = zip(table["tokens_per_round"], table["rejected"], table["rate"], strict=True)
+    cells = [f"{tokens:.2f} / {rejected:.2f} / {rate:.3f}" for tokens, rejected, rate in numbers]
     return _wide(table, ["drafter"], ["threshold"], cells)
 
 
@@ -122,6 +125,23 @@ def calibration(scores: pd.DataFrame) -> pd.DataFrame:
     table = pd.concat(parts)
     table["score"] = pd.Categorical(table["score"], ["ECE", "AUC", "BRIER"])
     return _wide(table, ["drafter"], ["score", "method"], list(table["cell"]))
+
+
+def shown_positions(diagrams: pd.DataFrame) -> pd.DataFrame:
+    """The rows of ``SHOWN_POSITIONS``."""
+    few = diagrams["position"].max() <= len(SHOWN_POSITIONS)
+    return diagrams if few else diagrams[diagrams["position"].isin(SHOWN_POSITIONS)]
+
+
+def reliability(diagrams: pd.DataFrame) -> pd.DataFrame:
+    """The means of Fig. 6: a row per drafter and calibration, a column per position."""
+    table, keys = shown_positions(diagrams), ["drafter", "method", "position"]
+    sums = table[["predicted", "observed"]].mul(table["weight"], axis=0)
+    sums = sums.assign(weight=table["weight"]).groupby([table[key] for key in keys], observed=True)
+    means = sums.sum().reset_index()
+    pairs = zip(means["predicted"], means["observed"], means["weight"], strict=True)
+    cells = [f"{told / mass:.3f} → {seen / mass:.3f}" for told, seen, mass in pairs]
+    return _wide(means, ["drafter", "method"], ["position"], cells)
 
 
 def by_requests(latency: pd.DataFrame) -> pd.DataFrame:

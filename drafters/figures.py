@@ -12,13 +12,11 @@ import pandas as pd
 import plotly.express as px
 import plotly.graph_objects as go
 
-from drafters.comparison import FEWEST_BLOCKS, in_order
+from drafters.comparison import FEWEST_BLOCKS, in_order, shown_positions
 
 Tables = dict[str, pd.DataFrame]
 
 COLOURS = px.colors.qualitative.D3
-DIAGRAM_POSITIONS = (1, 3, 5, 7)
-"""Draft positions of the reliability diagrams; all where there are at most four."""
 LEAST_WEIGHT = 1e-3
 """Share of a position's anchors that a bin needs to be drawn."""
 ROW_PX = 260
@@ -93,9 +91,7 @@ def length_sweep(tables: Tables) -> go.Figure:
 
 def reliability(tables: Tables) -> go.Figure:
     """Fig. 6: observed against predicted prefix survival, before and after calibration."""
-    table = tables["reliability"]
-    if table["position"].max() > len(DIAGRAM_POSITIONS):
-        table = table[table["position"].isin(DIAGRAM_POSITIONS)]
+    table = shown_positions(tables["reliability"])
     whole = table.groupby(["drafter", "temperature", "method", "position"])["weight"]
     table = table[table["weight"] >= LEAST_WEIGHT * whole.transform("sum")]
     figure = _lines(

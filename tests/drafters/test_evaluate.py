@@ -162,3 +162,34 @@ def test_shorter_blocks_leave_dashes() -> None:
     rows = comparison.markdown(comparison.by_length(sweep)).splitlines()
     assert rows == ["| drafter | 1 | 2 |", "| --- | --- | --- |", "| long | 1.50 | 2.00 |",
                     "| short | 1.25 | - |"]  # fmt: skip
+
+
+def test_thresholds_show_the_rate() -> None:
+    sweep = told(
+        drafter=["a", "a"],
+        domain=["all", "math"],
+        threshold=[0.5, 0.5],
+        tokens_per_round=[3.0, 9.0],
+        rejected=[1.0, 9.0],
+        rate=[0.75, 0.5],
+    )
+    rows = comparison.markdown(comparison.by_threshold(sweep)).splitlines()
+    assert rows[2:] == ["| a | 3.00 / 1.00 / 0.750 |"]
+
+
+def test_reliability_means_weigh_the_bins() -> None:
+    """Position 1 by hand, (3 x 0.9 + 1 x 0.1) / 4 = 0.7; of seven positions every other."""
+    one = {"method": "none", "drafter": "a", "weight": 1.0, "predicted": 0.5, "observed": 0.25}
+    rows = [one | {"position": k} for k in range(2, 8)]
+    rows += [
+        one | {"position": 1, "weight": 3.0, "predicted": 0.9, "observed": 0.8},
+        one | {"position": 1, "predicted": 0.1, "observed": 0.0},
+        one | {"position": 1, "method": "sts", "predicted": 0.6, "observed": 0.6},
+    ]
+    table = comparison.reliability(comparison.in_order(pd.DataFrame(rows)))
+    assert comparison.markdown(table).splitlines() == [
+        "| drafter | method | 1 | 3 | 5 | 7 |",
+        "| --- | --- | --- | --- | --- | --- |",
+        "| a | none | 0.700 → 0.600 | 0.500 → 0.250 | 0.500 → 0.250 | 0.500 → 0.250 |",
+        "| a | sts | 0.600 → 0.600 | - | - | - |",
+    ]
