@@ -66,8 +66,8 @@ class Admission:
         due_s = row.request.arrival_s
         room = len(self.waiting) < len(self.free_slots)
         arrives = room if due_s is None else due_s <= now_s
-        if arrives:
-            row.arrived_s = now_s if due_s is None else due_s
+        if arrives and due_s is None:
+            row.arrived_s = now_s
         return arrives
 
     def _reserve(self) -> bool:

@@ -100,6 +100,8 @@ class Engine:
         """Queue a request; calls in order of arrival. One that cannot run fails alone."""
         request = effective(request)
         row = Running(request, list(request.prompt), stream_of(self.config.seed, request.name))
+        if request.arrival_s is not None:
+            row.arrived_s = request.arrival_s
         row.reason = refusal(
             request, self.runner.target.vocab_size, self.config, self.line.pool, self.gamma
         )

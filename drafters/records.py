@@ -98,8 +98,9 @@ class StepLog:
 
 
 def request_columns(sequences: Iterable[Running]) -> dict[str, list[Any]]:
-    """Columns of ``live_requests``, by request id; further: arrival (NaN for a request that never
-    did), domain (index into the manifest's), name, temperature, preemptions, why it failed."""
+    """Columns of ``live_requests``, by request id; further: arrival (NaN for one that a closed loop
+    never came to), domain (index into the manifest's), name, temperature, preemptions, why it
+    failed."""
     rows = sorted(sequences, key=lambda s: s.request.request_id)
     return {
         "request_id": [s.request.request_id for s in rows],

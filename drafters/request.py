@@ -64,7 +64,7 @@ class Running:
     accepted: int = 0
     preemptions: int = 0
     arrived_s: float = float("nan")
-    """When it joined the queue, or was said to arrive."""
+    """When it arrives: as its request says, or when there was room for it."""
     first_token_s: float = float("nan")
     finish_s: float = float("nan")
     reason: str = ""

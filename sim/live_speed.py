@@ -99,11 +99,14 @@ def workload(run: LiveRun, bundle: Bundle, seed: int = 0) -> Workload:
     generated = requests["output_tokens"].to_numpy(dtype=np.int64)
     recorded = np.minimum(traces.response_tokens[response], run.max_new)
     done = requests["e2e_s"].notna().to_numpy()
-    order = np.argsort(requests["arrival_s"].to_numpy(), kind="stable")
+    arrival_s = requests["arrival_s"].to_numpy(dtype=np.float64)
+    if not run.open_loop:
+        arrival_s = np.zeros_like(arrival_s)
+    order = np.argsort(arrival_s, kind="stable")
     return from_responses(
         traces,
         response[order],
-        requests["arrival_s"].to_numpy(dtype=np.float64)[order],
+        arrival_s[order],
         requests["prompt_tokens"].to_numpy()[order],
         np.where(done, generated, np.maximum(generated, recorded))[order],
         run.name,

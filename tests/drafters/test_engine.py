@@ -75,6 +75,7 @@ def test_no_policy_changes_greedy_text(llama, policy: str) -> None:
     target, asked, outputs = llama
     engine = run(target, informed(asked, outputs), create(policy, GAMMA), asked)
     assert [row.output for row in engine.ended] == outputs
+    assert policy == "none" or sum(row.verified for row in engine.ended) > 0
     assert all(row.accepted <= row.verified for row in engine.ended)
     for row in engine.ended:
         assert row.generated == NEW
@@ -189,7 +190,10 @@ def test_a_temperature_near_zero_acts_as_zero(llama) -> None:
         ({"max_requests": 4, "max_context": 10**13, "kv_tokens": 160}, "do not fit into memory"),
     ],
 )
-def test_limits_that_cannot_be_kept_are_refused(llama, limits: dict, says: str) -> None:
+def test_limits_that_cannot_be_kept_are_refused(
+    llama, limits: dict, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llama[0], "max_positions", math.inf)
     config = EngineConfig(**{"max_step_tokens": 10**15, **limits})
     with pytest.raises(UserError, match=says):
         Engine(llama[0], None, create("none", GAMMA), cost_table(), config)

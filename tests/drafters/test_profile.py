@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from drafters.errors import UserError
+from drafters.graphs import captured_sizes
 from drafters.grids import GRIDS, Grid, cells, grid, lengths_of
-from drafters.profile import main, measure
+from drafters.profile import Profiler, main, measure
 from drafters.shapes import SHAPES, random_drafter, random_target
 from gpu_traces.bundle import read_bundle
 from gpu_traces.fit import fit_latency
@@ -87,6 +88,39 @@ def test_the_command_writes_a_latency_only_bundle(tmp_path: Path, monkeypatch, c
     assert bundle.manifest.kind == "measured"
     assert main([*command, "--out", str(out)]) == 2
     assert "--force" in capsys.readouterr().err
+
+
+def test_a_captured_pass_is_one_over_what_it_is_padded_to() -> None:
+    """Blocks of 5 tokens for one request run as passes of 6."""
+    target = random_target("tiny", torch.float32, "cpu")
+    shapes = Grid((1,), (5,), (8,), (6,), 24, repetitions=1)
+    steps = measure(target, random_drafter("dspark-1L", target), shapes, graphs=True)
+    eager = measure(target, random_drafter("dspark-1L", target), shapes)
+    assert sorted(steps[steps["mode"] == "verify"]["tokens"]) == [6, 8]
+    assert sorted(eager[eager["mode"] == "verify"]["tokens"]) == [5, 8]
+
+
+def test_every_size_that_is_captured_is_measured() -> None:
+    for name in ("quick", "short", "cuda"):
+        shapes = grid(name)
+        made = {c.tokens for c in cells(shapes, GAMMA) if c.mode == "verify"}
+        most = max(shapes.requests) * (GAMMA + 1)
+        wanted = {s for s in captured_sizes(most) if s <= most}
+        assert wanted <= made or name == "quick" and wanted & set(range(1, 9)) <= made
+
+
+def test_a_grid_that_memory_cannot_hold_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.setitem(GRIDS, "tiny", SMALL)
+    monkeypatch.setattr(Profiler, "run", _no_memory)
+    command = ["--shape", "tiny", "--grid", "tiny", "--out", str(tmp_path / "made")]
+    assert main(command) == 2
+    assert capsys.readouterr().err.startswith("error: 3 requests, contexts of 8 and prompts of 6")
+
+
+def _no_memory(self: Profiler) -> None:
+    raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
 
 
 def test_unknown_shapes_are_refused() -> None:

@@ -139,6 +139,17 @@ def test_strided_logits_equal_dense_ones(device):
     assert torch.equal(dense.law.log_probs, strided.law.log_probs)
 
 
+@pytest.mark.parametrize("run", list(RUNS))
+def test_logits_that_are_no_numbers_touch_their_request_alone(run, device):
+    arguments = inputs((4, 3, 97, 16, 8), torch.float32, device, [0.0, 1.0])
+    right = RUNS[run](*arguments)
+    arguments[0] = arguments[0].clone()
+    arguments[0][1:3] = float("nan")
+    got = RUNS[run](*arguments)
+    assert torch.equal(got.tokens[[0, 3]], right.tokens[[0, 3]])
+    assert ((got.tokens >= 0) & (got.tokens < 97)).all()
+
+
 def test_no_requests(device):
     drafts = kernel.markov_sample(*inputs((0, 3, 97, 16, 8), torch.float32, device, [1.0]))
     assert drafts.tokens.shape == (0, 3)

@@ -241,6 +241,20 @@ def test_tiny_temperatures_act_as_zero(run, law, device):
     assert torch.equal(torch.stack(run(*tiny)), torch.stack(run(*given)))
 
 
+@pytest.mark.parametrize("run", [reference.verify, kernel.verify], ids=["torch", "triton"])
+@pytest.mark.parametrize("law", LAWS)
+def test_logits_that_are_no_numbers_touch_their_request_alone(run, law, device):
+    """Request 1 (greedy) and 3 (sampled) have NaN at their first row: some token comes of it."""
+    given = case([2, 3, 1, 2, 4], 97, torch.float32, law, device)
+    hurt = given.target_logits.clone()
+    hurt[given.cu_rows[[1, 3]].long()] = float("nan")
+    right, got = run(*given), run(*given._replace(target_logits=hurt))
+    for name in ("accepted", "next_tokens"):
+        for r in (0, 2, 4):
+            assert getattr(got, name)[r] == getattr(right, name)[r]
+    assert ((got.next_tokens >= 0) & (got.next_tokens < 97)).all()
+
+
 def test_rows_beyond_32_bits(device):
     near = case([4, 2, 3], 97, torch.bfloat16, "complete", device)
     expected = kernel.verify(*near)

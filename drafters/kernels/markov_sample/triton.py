@@ -239,7 +239,7 @@ def _pick(
             inside = tl.exp(scaled - top).to(tl.float64)
             lane, before = inverse_cdf(inside, uniform * total - before)
             normalizer = top + tl.log(total.to(tl.float32))
-        token = (block * BLOCK_V + lane).to(tl.int64)
+        token = tl.minimum(block * BLOCK_V + lane, vocab - 1).to(tl.int64)  # of NaN some token
         if k + 1 < gamma:
             following = tl.load(w1 + token * RANK + depth, mask=depth < RANK, other=0.0)
             tl.store(latent + RANK + depth, following, mask=depth < RANK)

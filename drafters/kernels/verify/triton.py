@@ -427,7 +427,7 @@ def _choose(
                 )
                 if token < 0:  # rounding can leave a rejected row without any residual
                     token = _argmax(value, blocks, logits, vocab, BLOCKS, BLOCK_V)
-        tl.store(next_tokens + request, token)
+        tl.store(next_tokens + request, tl.minimum(token, vocab - 1))  # of NaN some token
 
 
 @triton.jit
