@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import reduce
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from drafters.block import BlockDrafter
-from drafters.config import DraftConfig, read_config
+from drafters.config import DraftConfig, config_json, read_config
 from drafters.eagle3 import Eagle3Drafter
 from drafters.errors import UserError
 from drafters.module import DraftModule
@@ -44,7 +43,6 @@ FAMILIES: dict[str, type[DraftModule]] = {
     "eagle3": Eagle3Drafter,
     "mtp": MTPDrafter,
 }
-ARCHITECTURES = {"dspark": "DSpark", "dflash": "DSpark", "eagle3": "Eagle3", "mtp": "MTP"}
 
 
 def load(source: Path | str, target: Target | None = None) -> DraftModule | NgramDrafter:
@@ -217,15 +215,16 @@ def write_drafter(
     dtype: torch.dtype | None = torch.bfloat16,
 ) -> None:
     """The two files of ``save_drafter``, written where they are."""
-    types = drafter.stored_types
+    stored = drafter.stored_types
     weights = {
-        name: tensor.detach().to(dtype or types.get(name, tensor.dtype)).contiguous().cpu()
+        name: tensor.detach().to(dtype or stored.get(name, tensor.dtype)).contiguous().cpu()
         for name, tensor in drafter.state_dict().items()
         if not (shares and name in SHARED)
     }
     if len({w.data_ptr() for w in weights.values()}) < len(weights):  # a tied head: store both
         weights = {name: tensor.clone() for name, tensor in weights.items()}
-    made = config_json(drafter.config, shares, {w.dtype for w in weights.values()})
+    types = {str(w.dtype).removeprefix("torch.") for w in weights.values()}
+    made = config_json(drafter.config, shares, types)
     config_path.write_text(json.dumps(made, indent=2) + "\n")
     save_file(weights, weights_path, metadata={"format": "pt"})
     weights_path.chmod(config_path.stat().st_mode)  # safetensors lets only the owner read
@@ -248,62 +247,3 @@ def storing(folder: Path, *names: str) -> Iterator[list[Path]]:
             f"{folder}: {', '.join(names)} could not be written ({str(error).splitlines()[0]};"
             f" {free_mb:,.0f} MB free there); what it held before is kept"
         ) from None
-
-
-def config_json(config: DraftConfig, shares: bool, types: set[torch.dtype]) -> dict[str, Any]:
-    """The keys of the file it was read from, or DeepSpec's for a drafter made here.
-
-    ``types`` of the weights beside it: ``dtype`` (or the older ``torch_dtype``) names the only one.
-    """
-    made = dict(config.raw) or _fresh(config)
-    made.pop("shares_target_embeddings", None)
-    if shares:
-        made["shares_target_embeddings"] = True
-    if len(types) == 1:
-        key = "torch_dtype" if "torch_dtype" in made else "dtype"
-        made[key] = str(*types).removeprefix("torch.")
-    return made
-
-
-def _fresh(config: DraftConfig) -> dict[str, Any]:
-    shape = config.shape
-    model = "Qwen3" if shape.qk_norm else "Llama"
-    common = {
-        "architectures": [f"{model}{ARCHITECTURES[config.family]}Model"],
-        "model_type": model.lower(),
-        "vocab_size": config.vocab_size,
-        "hidden_size": shape.hidden_size,
-        "intermediate_size": shape.intermediate_size,
-        "num_attention_heads": shape.num_heads,
-        "num_key_value_heads": shape.num_kv_heads,
-        "head_dim": shape.head_dim,
-        "rms_norm_eps": shape.rms_norm_eps,
-        "attention_bias": shape.attention_bias,
-        "rope_parameters": shape.rope.config(),
-        "num_hidden_layers": config.num_layers,
-        "layer_types": ["full_attention"] * config.num_layers,
-        "tie_word_embeddings": False,
-        "num_target_layers": config.num_target_layers,
-        "target_layer_ids": list(config.target_layer_ids),
-    }
-    block = config.family in ("dspark", "dflash")
-    return common | (_block_keys(config) if block else _recurrent_keys(config)) | config.training
-
-
-def _block_keys(config: DraftConfig) -> dict[str, Any]:
-    made: dict[str, Any] = {
-        "block_size": config.gamma,
-        "mask_token_id": config.mask_token_id,
-        "enable_confidence_head": config.confidence_head,
-        "markov_rank": config.markov_rank,
-    }
-    if config.confidence_head:
-        made["confidence_head_with_markov"] = config.confidence_with_markov
-    if config.markov_rank:
-        made["markov_head_type"] = config.markov_head_type
-    return made
-
-
-def _recurrent_keys(config: DraftConfig) -> dict[str, Any]:
-    depth = "ttt_length" if config.family == "eagle3" else "mtp_depth"
-    return {depth: config.gamma, "draft_num_hidden_layers": config.num_layers}

@@ -1,4 +1,5 @@
-"""A drafter's configuration: DeepSpec's ``config.json``, the target's own with overrides."""
+"""A drafter's configuration, read and written: DeepSpec's ``config.json``, the target's own with
+overrides."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from drafters.errors import UserError
 from drafters.layers import LayerShape
 from drafters.rope import number, rope_of
 
+ARCHITECTURES = {"dspark": "DSpark", "dflash": "DSpark", "eagle3": "Eagle3", "mtp": "MTP"}
 HEAD_TYPES = ("vanilla", "gated", "rnn")
 MODEL_TYPES = ("llama", "qwen3")
 SIZES = ("hidden_size", "intermediate_size", "num_attention_heads")
@@ -225,3 +227,63 @@ def _parse_block(raw: dict[str, Any], common: dict[str, Any]) -> DraftConfig:
         confidence_with_markov=bool(confident and rank and with_markov),
         **common,
     )
+
+
+def config_json(config: DraftConfig, shares: bool, types: set[str]) -> dict[str, Any]:
+    """The keys of the file it was read from, or DeepSpec's for a drafter made here.
+
+    ``types`` of the weights beside it, as ``float32``: ``dtype`` (or the older ``torch_dtype``)
+    names the only one.
+    """
+    made = dict(config.raw) or _fresh(config)
+    made.pop("shares_target_embeddings", None)
+    if shares:
+        made["shares_target_embeddings"] = True
+    if len(types) == 1:
+        key = "torch_dtype" if "torch_dtype" in made else "dtype"
+        made[key] = str(*types)
+    return made
+
+
+def _fresh(config: DraftConfig) -> dict[str, Any]:
+    shape = config.shape
+    model = "Qwen3" if shape.qk_norm else "Llama"
+    common = {
+        "architectures": [f"{model}{ARCHITECTURES[config.family]}Model"],
+        "model_type": model.lower(),
+        "vocab_size": config.vocab_size,
+        "hidden_size": shape.hidden_size,
+        "intermediate_size": shape.intermediate_size,
+        "num_attention_heads": shape.num_heads,
+        "num_key_value_heads": shape.num_kv_heads,
+        "head_dim": shape.head_dim,
+        "rms_norm_eps": shape.rms_norm_eps,
+        "attention_bias": shape.attention_bias,
+        "rope_parameters": shape.rope.config(),
+        "num_hidden_layers": config.num_layers,
+        "layer_types": ["full_attention"] * config.num_layers,
+        "tie_word_embeddings": False,
+        "num_target_layers": config.num_target_layers,
+        "target_layer_ids": list(config.target_layer_ids),
+    }
+    block = config.family in ("dspark", "dflash")
+    return common | (_block_keys(config) if block else _recurrent_keys(config)) | config.training
+
+
+def _block_keys(config: DraftConfig) -> dict[str, Any]:
+    made: dict[str, Any] = {
+        "block_size": config.gamma,
+        "mask_token_id": config.mask_token_id,
+        "enable_confidence_head": config.confidence_head,
+        "markov_rank": config.markov_rank,
+    }
+    if config.confidence_head:
+        made["confidence_head_with_markov"] = config.confidence_with_markov
+    if config.markov_rank:
+        made["markov_head_type"] = config.markov_head_type
+    return made
+
+
+def _recurrent_keys(config: DraftConfig) -> dict[str, Any]:
+    depth = "ttt_length" if config.family == "eagle3" else "mtp_depth"
+    return {depth: config.gamma, "draft_num_hidden_layers": config.num_layers}
