@@ -180,6 +180,10 @@ class CapturedDraft:
         proposal, known = self._replay()
         return _first(proposal, n), known[:n]
 
+    def last(self, n: int) -> Proposal:
+        """What the last run left for the first ``n`` slots."""
+        return _first(self._replay.result[0], n)
+
     def _fill(self, rows: Sequence[Running], temperatures: list[float], uniforms: Uniforms) -> None:
         host, n = self.inputs.host, len(rows)
         kept = np.array([row.kept if row.drafted else (0, 0) for row in rows])

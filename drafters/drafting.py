@@ -5,7 +5,7 @@ Row i of every call is the sequence in slot i of the drafter's state.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate, product
 from typing import NamedTuple
 
@@ -107,6 +107,12 @@ class DraftRunner:
         wanted = product(reversed(self.counts), sorted(lengths, reverse=True), heats)
         for count, length, heat in wanted if self.captures else ():
             self._capture(count, length, heat)
+
+    def left(self) -> Iterator[Proposal]:
+        """What captured drafts have left: for all the requests of each, and for all but one."""
+        for captured in self._captured.values():
+            for n in {captured.count, max(1, captured.count - 1)}:
+                yield captured.last(n)
 
     def _capture(self, count: int, length: int, hot: bool) -> CapturedDraft:
         key = count, length, hot

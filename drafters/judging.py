@@ -84,6 +84,17 @@ def judge(
     return accepted, following
 
 
+def rehearse(proposal: Proposal, target_logits: Tensor) -> None:
+    """Judge none of the drafts of a proposal for n requests, after ``target_logits`` [n, V]: what
+    judges blocks of this size at temperatures above 0 is then compiled. Its numbers do not matter.
+    """
+    (n, length), device = proposal.tokens.shape, target_logits.device
+    drawn = torch.zeros((n, length + 1), dtype=torch.float64, device=device)
+    tokens, last = torch.zeros_like(proposal.tokens), drawn[:, -1].contiguous()
+    given = Drafts(tokens, proposal.logits, drawn[:, :length], last, proposal.law)
+    verify(target_logits, torch.arange(n + 1, device=device), given, torch.ones(n, device=device))
+
+
 def first_tokens(
     heads: Sequence[tuple[Running, int]], logits: Tensor, choices: Tensor, gamma: int
 ) -> list[int]:

@@ -18,7 +18,7 @@ from drafters.cache import KVCache
 from drafters.captured import CapturedPass
 from drafters.drafting import Block, Drafting, DraftRunner
 from drafters.graphs import captured_sizes, memory_pool, next_size
-from drafters.judging import best_tokens, first_tokens, judge
+from drafters.judging import best_tokens, first_tokens, judge, rehearse
 from drafters.paging import BlockPool, PagedCache, PassInputs
 from drafters.request import Running
 from drafters.target import Target
@@ -94,13 +94,16 @@ class Runner:
     @torch.no_grad()
     def capture(self, hot: bool, lengths: Sequence[int]) -> None:
         """Capture every size ahead, and drafts of these ``lengths``; ``hot``: also for temperatures
-        above 0."""
+        above 0, and compile what judges those."""
         if not self.graphs:
             return
         for size in reversed(self.sizes):
             self._captured_pass(size)
         if self.drafts is not None:
             self.drafts.capture(hot, lengths)
+            for proposal in self.drafts.left() if hot else ():
+                logits = self._features.new_zeros(len(proposal.tokens), self.target.vocab_size)
+                rehearse(proposal, logits)
 
     def _captured_pass(self, size: int) -> CapturedPass:
         if size not in self._passes:
