@@ -205,7 +205,7 @@ def test_bias_of_one_row_and_of_several(dtype: torch.dtype) -> None:
     for change in (torch.nn.init.normal_, lambda w: w.data.mul_(2), lambda _: head.lay_out()):
         change(w2)
         z, block = torch.randn(4, 8).to(dtype), torch.randn(4, 3, 300)
-        expected = block[:, 1] + (z @ w2.T).float()
+        expected = block[:, 1] + (z.to(w2.dtype) @ w2.T).float()
         for n in (1, 2, 4):
             mine = block.clone()
             close(head.add_bias(mine[:n, 1], z[:n]), expected[:n])
