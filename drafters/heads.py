@@ -48,7 +48,7 @@ class MarkovHead(nn.Module):
             w2.data = w2.data.float().t().contiguous().t()
 
     def add_bias(self, logits: Tensor, z: Tensor) -> Tensor:
-        """``logits`` [n, V] fp32 with W2 z [n, V] added in place, in a single pass over an fp32 W2."""
+        """``logits`` [n, V] fp32 with W2 z [n, V] added in place; a W2 in fp32 is read once."""
         w2 = self.markov_w2.weight
         if w2.dtype == torch.float32:
             return logits.addmm_(z.float(), w2.t())
