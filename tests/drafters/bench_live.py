@@ -3,8 +3,9 @@
     python -m tests.drafters.bench_live --prompts FILE --count 200 --drafter FOLDER
 
 Where a text differs, the two best logits of transformers at the first difference are compared: a
-gap below ``TIE`` is rounding, which differs with the shape of a batch; anything above is an error.
-Chunks of prompts alternate between the two, so that a machine that drifts does so for both.
+gap below ``TIE`` is rounding, which differs with the shape of a batch; anything above is an error,
+and so is a run that verified no drafts, unless its policy is ``none``. Chunks of prompts alternate
+between the two, so that a machine that drifts does so for both.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from drafters.chat import encode_chat, stop_tokens
 from drafters.engine import Engine, EngineConfig
 from drafters.generate import spread
 from drafters.prompts import load_prompts
-from drafters.request import Request
+from drafters.request import Request, Running
 from drafters.target import load_target, load_tokenizer, resolve
 from policies.cost import CostTable
 from policies.registry import create, parse
@@ -29,7 +30,7 @@ CHUNK = 16
 
 
 def main() -> int:
-    """Exit code 1 when a text differs without a tie."""
+    """Exit code 1 when a text differs without a tie, or nothing was verified."""
     made = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     made.add_argument("--target", default="smollm2-135m")
     made.add_argument("--drafter", default="ngram")
@@ -50,17 +51,19 @@ def main() -> int:
     encoded = (encode_chat(tokenizer, p.text) for p in spread(load_prompts(args.prompts), 0))
     fitting = (tuple(tokens) for tokens in encoded if len(tokens) <= args.longest)
     prompts = list(itertools.islice(fitting, args.count))
-    spent, tokens = {"engine": 0.0, "transformers": 0.0}, 0
+    spent, tokens, verified = {"engine": 0.0, "transformers": 0.0}, 0, 0
     ties, errors = [], []
     for at in range(0, len(prompts), CHUNK):
         chunk = prompts[at : at + CHUNK]
         start = time.perf_counter()
-        ours = engine_texts(args, target, drafter, stops, chunk)
+        rows = serve(args, target, drafter, stops, chunk)
         middle = time.perf_counter()
         theirs = [one_by_one(model, prompt, args.max_new, stops) for prompt in chunk]
         spent["engine"] += middle - start
         spent["transformers"] += time.perf_counter() - middle
         tokens += sum(map(len, theirs))
+        verified += sum(row.verified for row in rows)
+        ours = [row.output for row in rows]
         for i, pair in enumerate(zip(chunk, ours, theirs, strict=True)):
             if pair[1] != pair[2]:
                 gap = logit_gap(model, *pair)
@@ -69,15 +72,16 @@ def main() -> int:
     ratio = spent["transformers"] / spent["engine"]
     print(
         f"{len(prompts)} prompts, {tokens} tokens: {len(ties)} differ by a tie {ties}, "
-        f"{len(errors)} in error {errors}"
+        f"{len(errors)} in error {errors}; {verified} drafts verified"
     )
     for name, seconds in spent.items():
         print(f"{name:12} {tokens / seconds:8.1f} tok/s")
     print(f"{args.policy} at concurrency {args.concurrency}: {ratio:.2f}x transformers one by one")
-    return 1 if errors else 0
+    return 1 if errors or not (verified or args.policy == "none") else 0
 
 
-def engine_texts(args, target, drafter, stops, prompts) -> list[list[int]]:
+def serve(args, target, drafter, stops, prompts) -> list[Running]:
+    """The served requests, in the order of the prompts."""
     policy = create(parse(args.policy)[0], drafter.gamma, **parse(args.policy)[1])
     cost = CostTable(
         torch.zeros(drafter.gamma + 1, 2).double().numpy(), torch.ones(2).double().numpy()
@@ -89,7 +93,7 @@ def engine_texts(args, target, drafter, stops, prompts) -> list[list[int]]:
         engine.submit(Request(request_id=i, name=str(i), prompt=prompt, max_new=args.max_new))
     while engine.busy:
         engine.step()
-    return [row.output for row in sorted(engine.ended, key=lambda r: r.request.request_id)]
+    return sorted(engine.ended, key=lambda row: row.request.request_id)
 
 
 @torch.no_grad()
