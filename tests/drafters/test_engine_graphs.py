@@ -18,7 +18,7 @@ from drafters.base import CONFIDENCE_DTYPE, Proposal
 from drafters.beliefs import heard
 from drafters.beliefs import told as tell
 from drafters.engine import Engine, EngineConfig, make_runner
-from drafters.graphs import Inputs, captured_sizes, next_size, powers_of_two
+from drafters.graphs import Inputs, captured_sizes, next_size, powers_of_two, wanted
 from drafters.kernels.noise import host_uniforms
 from drafters.ngram import NgramDrafter
 from drafters.request import Request
@@ -274,6 +274,28 @@ def test_the_loop_on_an_emulated_device(policy: str, graphs: bool, device: str, 
     if graphs:  # the last run was greedy
         waits = [n for at, n in there.waits.items() if "tolist" in at or "to host" in at]
         assert sum(waits) <= 2 * len(engine.log)
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "kernels_by", "graphs"),
+    [
+        (None, "cuda", "triton", True),
+        (None, "cuda:1", "triton", True),
+        (False, "cuda", "triton", False),
+        (None, "cuda", "reference", False),
+        (True, "cuda", "reference", False),
+        (True, "cpu", "reference", False),
+    ],
+)
+def test_graphs_are_wanted_where_they_can_be(
+    asked: bool | None,
+    device: str,
+    kernels_by: str,
+    graphs: bool,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr("drafters.graphs.backend", lambda _: kernels_by)
+    assert wanted(asked, device) == graphs
 
 
 def test_sizes():
