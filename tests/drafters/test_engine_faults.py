@@ -22,9 +22,9 @@ CLEAN = [tuple(range(20, 40)), (9, 8, 1), (4, 4, 5, 6), (11, 12), (3, 1, 2, 8, 9
 HURT = [(1, POISONED, *range(40, 50)), (POISONED,), (5, 6, 2, *range(50, 60), POISONED)]
 
 
-def poisoned() -> Target:
+def poisoned(device: str) -> Target:
     """A target with one token whose embedding is NaN; sampled text may hold it too."""
-    target = tiny_target(VOCAB)
+    target = tiny_target(VOCAB).to(device)
     with torch.no_grad():
         target.embed_tokens.weight[POISONED] = float("nan")
     return target
@@ -35,7 +35,7 @@ def texts(
 ) -> dict[str, tuple[list[int], str]]:
     """(output, reason) by the prompt's own name, whatever was asked beside it."""
     config = EngineConfig(**{"max_requests": 2, "max_context": 64, **limits})  # type: ignore[arg-type]
-    drafter = tiny_drafter("dspark", target, GAMMA)
+    drafter = tiny_drafter("dspark", target, GAMMA).to(target.norm.weight.device)
     policy = create("fixed-k", GAMMA, k=GAMMA)
     engine = Engine(target, drafter, policy, cost_table(GAMMA), config)
     for i, prompt in enumerate(asked):
@@ -53,10 +53,10 @@ def texts(
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 @pytest.mark.parametrize("limits", [{}, {"paged": True}, {"graphs": True}])
 def test_logits_that_are_no_numbers_fail_their_request_alone(
-    temperature: float, limits: dict[str, bool]
+    temperature: float, limits: dict[str, bool], device: str
 ) -> None:
     """Slots and blocks of failed requests are used again, by clean ones that must not notice."""
-    target = poisoned()
+    target = poisoned(device)
     mixed = [CLEAN[0], *itertools.chain(*zip(HURT, CLEAN[1:], strict=False)), CLEAN[-1]]
     found, alone = texts(target, mixed, temperature, **limits), texts(target, CLEAN, temperature)
     for prompt in CLEAN:
@@ -67,9 +67,9 @@ def test_logits_that_are_no_numbers_fail_their_request_alone(
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
-def test_a_request_that_turns_bad_keeps_what_it_had(temperature: float) -> None:
+def test_a_request_that_turns_bad_keeps_what_it_had(temperature: float, device: str) -> None:
     """The output head breaks down after some steps: both end with a reason and their text."""
-    target = tiny_target(VOCAB)
+    target = tiny_target(VOCAB).to(device)
     config = EngineConfig(max_requests=2, max_context=64)
     engine = Engine(target, None, create("none", GAMMA), cost_table(GAMMA), config)
     for i, prompt in enumerate(CLEAN[:2]):
@@ -85,8 +85,8 @@ def test_a_request_that_turns_bad_keeps_what_it_had(temperature: float) -> None:
     assert [row.generated for row in engine.ended] == [4, 4]
 
 
-def test_best_tokens_tell_rows_without_numbers() -> None:
-    logits = torch.zeros(5, 4)
+def test_best_tokens_tell_rows_without_numbers(device: str) -> None:
+    logits = torch.zeros(5, 4, device=device)
     logits[0, 2], logits[1, 3], logits[2, 1] = 1.0, float("nan"), float("inf")
     logits[3, 0], logits[4] = -float("inf"), -float("inf")
     assert best_tokens(logits).tolist() == [2, -1, -1, 1, -1]
