@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,13 +65,16 @@ class DraftModule(nn.Module):
 
         ``input_ids`` [t] (or [1, t]) are the tokens from position 0; ``target_features``
         [>= anchor, m * d] (or with a leading 1) the target's features of the positions before the
-        anchor, in any floating-point type; later rows are not read. In-block tokens are the
-        drafter's own argmax, or, where ``teacher_forced``, ``input_ids[anchor + 1 :]``.
+        anchor, in any floating-point type; later rows are not read. Whatever torch makes a tensor
+        of will do, ids in any integer type. In-block tokens are the drafter's own argmax, or, where
+        ``teacher_forced``, ``input_ids[anchor + 1 :]``.
         """
         features = _of_one_request(target_features, 2, "target_features")
         features = features.to(self.norm.weight.dtype)
         tokens = _of_one_request(input_ids, 1, "input_ids")
+        anchor = _position(anchor)
         self._check_request(features, tokens, anchor, teacher_forced)
+        tokens = tokens.long()
         state = self.new_state(1, anchor + 1)
         where = torch.arange(anchor, device=tokens.device).unsqueeze(0)
         slot = torch.zeros(1, dtype=torch.long, device=tokens.device)
@@ -87,8 +91,6 @@ class DraftModule(nn.Module):
         return DraftLogits(out.logits[0], out.hidden[0], confidences)
 
     def _check_request(self, features: Tensor, tokens: Tensor, anchor: int, forced: bool) -> None:
-        if type(anchor) is not int:
-            raise UserError(f"anchor is {anchor!r}; it must be an int, a position of input_ids")
         width, need = self.config.feature_size, anchor + (self.gamma if forced else 1)
         if anchor < 1 or tokens.shape[0] < need:
             raise UserError(
@@ -107,8 +109,8 @@ class DraftModule(nn.Module):
         self._check_ids(tokens[:need])
 
     def _check_ids(self, read: Tensor) -> None:
-        allowed = f"allowed: torch.int64 or torch.int32, 0..{self.config.vocab_size - 1}"
-        if read.dtype not in (torch.int64, torch.int32):
+        allowed = f"allowed: integers, 0..{self.config.vocab_size - 1}"
+        if read.dtype == torch.bool or read.is_floating_point() or read.is_complex():
             raise UserError(f"input_ids of type {read.dtype}; {allowed}")
         if read.min() < 0 or read.max() >= self.config.vocab_size:
             raise UserError(f"input_ids reach from {read.min()} to {read.max()}; {allowed}")
@@ -125,10 +127,25 @@ class DraftModule(nn.Module):
         save_drafter(self, Path(folder), shares, dtype=None)
 
 
+def _position(anchor: object) -> int:
+    """``anchor`` as an int; UserError where it is no whole number."""
+    try:
+        if isinstance(anchor, bool):
+            raise TypeError
+        return operator.index(anchor)  # type: ignore[arg-type]
+    except TypeError:
+        raise UserError(
+            f"anchor is {anchor!r}; it must be an int, a position of input_ids"
+        ) from None
+
+
 def _of_one_request(given: Tensor, dims: int, name: str) -> Tensor:
-    """``given`` less a leading 1; UserError where it is no tensor or holds several requests."""
-    if not isinstance(given, Tensor):
-        raise UserError(f"{name} is a {type(given).__name__}; it must be a torch.Tensor")
+    """``given`` as a tensor, less a leading 1; UserError where it is none or holds several
+    requests."""
+    try:
+        given = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError):
+        raise UserError(f"{name} is a {type(given).__name__}; it must be a tensor") from None
     if given.dim() == dims + 1 and given.shape[0] == 1:
         return given[0]
     if given.dim() != dims:
