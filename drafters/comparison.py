@@ -36,6 +36,8 @@ def report(tables: Tables, origins: dict[str, str]) -> str:
 
     add("Tokens per round (bonus included), with 95 % intervals", "accepted_length", by_domain)
     add("Tokens per round by dataset", "accepted_length", by_dataset)
+    if "depth_sweep" in tables:
+        add("Tokens per round by draft layers, with 95 % intervals", "depth_sweep", by_depth)
     add("Conditional acceptance by draft position", "conditional_acceptance", by_position)
     add("Tokens per round by drafts verified", "length_sweep", by_length)
     add(
@@ -90,6 +92,13 @@ def by_dataset(accepted: pd.DataFrame) -> pd.DataFrame:
     table = accepted[accepted["dataset"] != "all"]
     cells = [f"{value:.2f}" for value in table["tokens_per_round"]]
     return _wide(table, ["drafter"], ["domain", "dataset"], cells)
+
+
+def by_depth(accepted: pd.DataFrame) -> pd.DataFrame:
+    """Fig. 3: depths of one family and domain beside each other."""
+    pairs = zip(accepted["tokens_per_round"], accepted["half_width"], strict=True)
+    cells = [f"{mean:.2f} ± {half:.2f}" for mean, half in pairs]
+    return _wide(accepted, ["family", "domain"], ["layers"], cells)
 
 
 def by_position(conditional: pd.DataFrame) -> pd.DataFrame:

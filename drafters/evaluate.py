@@ -54,7 +54,24 @@ def evaluate(bundles: list[Bundle]) -> dict[str, pd.DataFrame]:
         parts["reliability"].append(_labelled(diagrams, label))
         if bundle.manifest.has_steps:
             parts["round_latency"].append(_labelled(measures.round_latency(bundle), label))
-    return {name: pd.concat(each, ignore_index=True) for name, each in parts.items() if each}
+    tables = {name: pd.concat(each, ignore_index=True) for name, each in parts.items() if each}
+    depths = depth_sweep(tables["accepted_length"], bundles)
+    return tables if depths.empty else tables | {"depth_sweep": depths}
+
+
+def depth_sweep(accepted: pd.DataFrame, bundles: list[Bundle]) -> pd.DataFrame:
+    """``accepted_length`` over draft layers, by domain, of families that come in several depths;
+    of equal ones the first."""
+    told = pd.DataFrame(
+        {"drafter": label, "family": m.drafter_family, "layers": m.drafter_layers}
+        for label, m in zip(labels(bundles), (b.manifest for b in bundles), strict=True)
+        if m.drafter_layers
+    )
+    if told.empty:
+        return told
+    told = told.drop_duplicates(["family", "layers"])
+    several = told.groupby("family")["layers"].transform("nunique") > 1
+    return accepted[accepted["dataset"] == "all"].merge(told[several], on="drafter")
 
 
 def labels(bundles: list[Bundle]) -> list[str]:

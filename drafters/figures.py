@@ -26,6 +26,7 @@ NAMES = {
     "position": "draft position",
     "rejected": "rejected drafts per round",
     "draft_length": "drafts verified",
+    "layers": "draft layers",
     "temperature": "T",
     "requests": "running requests",
     "milliseconds": "ms",
@@ -55,11 +56,20 @@ def _figure(draw: Callable[..., go.Figure], table: pd.DataFrame, **rest: Any) ->
 
 
 def accepted_length(tables: Tables) -> go.Figure:
-    """Fig. 3: tokens per round by domain, one bar per drafter (families, depths)."""
+    """Table 1: tokens per round by domain, one bar per drafter."""
     table = in_order(tables["accepted_length"].query("dataset == 'all'"))
     return _figure(
         px.bar, table, x="domain", y="tokens_per_round", error_y="half_width", barmode="group",
         facet_row="temperature", title="Accepted length, bonus included",
+    )  # fmt: skip
+
+
+def depth_sweep(tables: Tables) -> go.Figure:
+    """Fig. 3: tokens per round by draft layers, a line per family."""
+    table = tables["depth_sweep"].sort_values("layers")
+    return _lines(
+        table, x="layers", y="tokens_per_round", error_y="half_width", color="family",
+        facet_col="domain", facet_row="temperature", title="Draft layers",
     )  # fmt: skip
 
 
@@ -121,6 +131,7 @@ def round_latency(tables: Tables) -> go.Figure:
 
 FIGURES: dict[str, Callable[[Tables], go.Figure]] = {
     "accepted_length": accepted_length,
+    "depth_sweep": depth_sweep,
     "conditional_acceptance": conditional_acceptance,
     "threshold_sweep": threshold_sweep,
     "length_sweep": length_sweep,

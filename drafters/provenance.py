@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from drafters.checkpoint import find
+from drafters.checkpoint import CONFIG, find
+from drafters.config import read_config
 from drafters.shapes import DRAFTER_SHAPE
 from drafters.target import resolve
 from gpu_traces.manifest import Manifest
@@ -25,6 +26,7 @@ def measured(
     """A manifest of kind ``measured``; ``rest`` are its further fields, at least ``gamma``,
     ``command`` and ``seed``. ``hardware`` empty: detected."""
     has_weights = drafter not in ("", "ngram") and not DRAFTER_SHAPE.fullmatch(drafter)
+    told = _drafter(find(drafter)) if has_weights else {"drafter_sha256": ""}
     return Manifest(
         name=out.name,
         kind="measured",
@@ -34,12 +36,22 @@ def measured(
         target=target,
         target_sha256=weights_hash(Path(resolve(target))),
         drafter=Path(drafter).name,
-        drafter_sha256=weights_hash(find(drafter)) if has_weights else "",
+        **told,
         versions={p: version(p) for p in ("torch", "transformers", "numpy")},
         commit=git_commit(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         **{"temperatures": (), "domains": (), **rest},
     )
+
+
+def _drafter(folder: Path) -> dict[str, Any]:
+    """What a manifest says of a drafter with weights."""
+    config = read_config(folder / CONFIG)
+    return {
+        "drafter_sha256": weights_hash(folder),
+        "drafter_family": config.family,
+        "drafter_layers": config.num_layers,
+    }
 
 
 def weights_hash(folder: Path) -> str:

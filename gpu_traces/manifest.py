@@ -61,6 +61,10 @@ class Manifest:
     drafter: str
     """Model id or family of the drafter; empty in a bundle without drafts."""
     drafter_sha256: str
+    drafter_family: str = ""
+    """``dspark``, ``eagle3``, ..; empty where it was not noted."""
+    drafter_layers: int = 0
+    """Draft layers; 0 where they were not noted."""
     gamma: int
     temperatures: tuple[float, ...]
     domains: tuple[str, ...]
@@ -151,6 +155,9 @@ def check_manifest(manifest: Manifest, where: str) -> None:
         raise BundleError(f"{where}: kind {manifest.kind!r} must be measured or synthetic")
     if not isinstance(manifest.gamma, int) or not 0 <= manifest.gamma <= 127:
         raise BundleError(f"{where}: gamma {manifest.gamma!r} must be an integer 0..127")
+    layers = manifest.drafter_layers
+    if type(layers) is not int or layers < 0:
+        raise BundleError(f"{where}: drafter_layers {layers!r} must be an integer, 0 or more")
     for entry in manifest.calibration:
         at = f"{where}: calibration at temperature {entry.temperature}"
         if len(entry.scales) != manifest.gamma or len(entry.bias) != manifest.gamma:

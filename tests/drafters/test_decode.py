@@ -39,6 +39,7 @@ def test_a_run_writes_tables_that_add_up(home: Path, tmp_path: Path, capsys) -> 
     steps, requests = bundle.live_steps, bundle.live_requests
     assert steps is not None
     assert requests is not None
+    assert (bundle.manifest.drafter_family, bundle.manifest.drafter_layers) == ("dspark", 1)
     assert done["requests_completed"] == len(requests) == 6
     assert done["rounds"] == requests["rounds"].sum() == steps["requests"].sum()
     for name in ("lengths", "accepted"):

@@ -12,6 +12,7 @@ Threshold 0.5: 0 (l = 1, +2) -> 2 (l = 0, +1) -> 3 (l = 2, +2): 3 rounds, 3 draf
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -120,6 +121,31 @@ def test_command_writes_tables_and_figures(
     assert captured.err.endswith(f"{__file__} is no folder that can be written to\n")
     assert captured.err.count("\n") == 1
     assert captured.out == "", "refused before the work"
+
+
+def test_depths_of_a_family_are_swept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two depths of one family, one given twice, and a family of one depth, which has no sweep."""
+    folders = []
+    for i, (family, layers) in enumerate([("dspark", 4), ("dspark", 1), ("mtp", 1), ("dspark", 4)]):
+        traces = synthetic_traces({"math": 0.9 - 0.1 * i}, gamma=3, responses=20, seed=i)
+        folders.append(synthetic_bundle(tmp_path / f"b{i}", replace(traces, name=f"b{i}")))
+        path = folders[-1] / "manifest.json"
+        manifest = json.loads(path.read_text())
+        manifest |= {"drafter_family": family, "drafter_layers": layers}
+        path.write_text(json.dumps(manifest))
+    out = tmp_path / "out"
+    assert evaluate.main([*map(str, folders), "--out", str(out)]) == 0
+    accepted, sweep = (
+        pd.read_csv(out / f"{name}.csv") for name in ("accepted_length", "depth_sweep")
+    )
+    overall = accepted.query("domain == 'all'").set_index("drafter")["tokens_per_round"]
+    swept = sweep.query("domain == 'all'").set_index("layers")["tokens_per_round"]
+    assert set(sweep["family"]) == {"dspark"}
+    assert swept[4] == overall["b0"] > swept[1] == overall["b1"]
+    assert "| dspark | all |" in capsys.readouterr().out
+    assert "Draft layers" in (out / "report.html").read_text()
+    assert evaluate.main([str(folders[0]), str(folders[2])]) == 0
+    assert "by draft layers" not in capsys.readouterr().out
 
 
 def test_a_full_disk_names_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
