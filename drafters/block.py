@@ -125,9 +125,10 @@ class BlockDrafter(DraftModule):
         self, base: Tensor, hidden: Tensor, anchors: Tensor, draw: Sampler
     ) -> Proposal:
         """The sequential part in one operation; its logits exist only as a law."""
+        w1, w2 = self.markov_head.markov_w1.weight, self.markov_head.markov_w2.weight
         head = kernels.SequentialHead(
-            self.markov_head.markov_w1.weight,
-            self.markov_head.markov_w2.weight.contiguous(),  # one loaded on a CPU lies by columns
+            w1,
+            w2.to(w1.dtype).contiguous(),  # as ``MarkovHead.lay_out`` leaves it on a CPU
             self.confidence_head.proj.weight.view(-1),
             self.confidence_head.proj.bias,
         )
