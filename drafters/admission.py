@@ -63,12 +63,12 @@ class Admission:
 
     def _arrives(self, row: Running, now_s: float) -> bool:
         """Whether the next request is here by now, noting since when."""
-        due_s = row.request.arrival_s
-        room = len(self.waiting) < len(self.free_slots)
-        arrives = room if due_s is None else due_s <= now_s
-        if arrives and due_s is None:
-            row.arrived_s = now_s
-        return arrives
+        if row.request.arrival_s is not None:
+            return row.request.arrival_s <= now_s
+        if len(self.waiting) >= len(self.free_slots):
+            return False
+        row.arrived_s = now_s
+        return True
 
     def _reserve(self) -> bool:
         """Give each decoding request the blocks that this step may fill, oldest first; for want of

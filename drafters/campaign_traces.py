@@ -26,9 +26,9 @@ from drafters.errors import UserError, exit_code, naming
 from drafters.generate import whole_lines
 from drafters.provenance import measured
 from drafters.responses import Row, read_responses
-from drafters.resume import check_same, claim, models, noted, read_part
+from drafters.resume import check_same, claim, digest, models, noted, read_part
 from drafters.target import load_target
-from drafters.trace import _response_table, check_confidences, dense_group, digest
+from drafters.trace import _response_table, check_confidences, dense_group
 from gpu_traces.bundle import read_bundle, write_bundle
 from gpu_traces.commands import Parser
 from gpu_traces.files import read_frame, replacing

@@ -19,7 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,10 +34,11 @@ from drafters.comparison import markdown
 from drafters.errors import UserError, exit_code, naming
 from drafters.generate import made_before
 from drafters.laws import ceilings
+from drafters.limits import in_memory
 from drafters.progress import progress
 from drafters.prompts import rows
-from drafters.responses import read_responses
-from drafters.resume import models
+from drafters.responses import Row, check, read_responses
+from drafters.resume import digest, models
 from drafters.target import Target, load_target, load_tokenizer
 from gpu_traces.commands import Parser, positive, whole
 
@@ -54,11 +55,10 @@ class Anchor:
     seed: int
 
 
-def anchors(args: argparse.Namespace, vocab_size: int) -> list[Anchor]:
-    """One place in each of ``--anchors`` responses, both drawn at random."""
-    responses = read_responses(Path(args.responses), vocab_size, (args.temperature,))
-    rng, chosen = np.random.default_rng(args.seed), []
-    for i in rng.permutation(len(responses))[: args.anchors]:
+def anchors(responses: Sequence[Row], count: int, seed: int) -> list[Anchor]:
+    """One place in each of ``count`` responses (or of all), both drawn at random."""
+    rng, chosen = np.random.default_rng(seed), []
+    for i in rng.permutation(len(responses))[:count]:
         row = responses[i]
         tokens = row["prompt_tokens"] + row["response_tokens"]
         end = int(rng.integers(len(row["prompt_tokens"]) + 1, len(tokens)))
@@ -154,17 +154,21 @@ def report(table: pd.DataFrame) -> str:
 def run(args: argparse.Namespace) -> None:
     """Measure the anchors that ``--out`` does not have yet, then print the report of all."""
     out = Path(args.out)
-    options = ("responses", "temperature", "samples", "gamma", "dtype", "seed")
+    responses = read_responses(Path(args.responses), temperatures=(args.temperature,))
+    options = ("temperature", "samples", "gamma", "dtype", "seed")
     made_by = models(args.target) | {name: getattr(args, name) for name in options}
+    made_by |= {"responses": digest(responses)}
     done = made_before(out, made_by)
-    tokenizer = load_tokenizer(args.target)
     target = load_target(args.target, getattr(torch, args.dtype), args.device)
-    stops = stop_tokens(args.target, tokenizer)
-    chosen = anchors(args, target.vocab_size)
+    stops = stop_tokens(args.target, load_tokenizer(args.target))
+    for row in responses:
+        check(row, args.responses, target.vocab_size)
+    chosen = anchors(responses, args.anchors, args.seed)
     left = [a for a in chosen if a.name not in done]
     out.parent.mkdir(parents=True, exist_ok=True)
     longest = max(len(a.prefix) for a in chosen)
-    cache = target.new_cache(args.samples, longest + args.gamma)
+    with in_memory(f"{args.samples} continuations do not fit into memory; lower --samples"):
+        cache = target.new_cache(args.samples, longest + args.gamma)
     with naming(out), out.open("a", encoding="utf-8") as file, progress() as bar:
         for anchor in bar.track(left, description="anchors"):
             found = measure(target, cache, anchor, args.gamma, args.temperature, stops)

@@ -79,12 +79,15 @@ def _wide(
     return wide.reset_index()
 
 
+def _intervals(table: pd.DataFrame) -> list[str]:
+    pairs = zip(table["tokens_per_round"], table["half_width"], strict=True)
+    return [f"{mean:.2f} ± {half:.2f}" for mean, half in pairs]
+
+
 def by_domain(accepted: pd.DataFrame) -> pd.DataFrame:
     """The means of Table 1: a row per drafter, a column per domain."""
     table = accepted[accepted["dataset"] == "all"]
-    pairs = zip(table["tokens_per_round"], table["half_width"], strict=True)
-    cells = [f"{mean:.2f} ± {half:.2f}" for mean, half in pairs]
-    return _wide(table, ["drafter"], ["domain"], cells)
+    return _wide(table, ["drafter"], ["domain"], _intervals(table))
 
 
 def by_dataset(accepted: pd.DataFrame) -> pd.DataFrame:
@@ -96,9 +99,7 @@ def by_dataset(accepted: pd.DataFrame) -> pd.DataFrame:
 
 def by_depth(accepted: pd.DataFrame) -> pd.DataFrame:
     """Fig. 3: depths of one family and domain beside each other."""
-    pairs = zip(accepted["tokens_per_round"], accepted["half_width"], strict=True)
-    cells = [f"{mean:.2f} ± {half:.2f}" for mean, half in pairs]
-    return _wide(accepted, ["family", "domain"], ["layers"], cells)
+    return _wide(accepted, ["family", "domain"], ["layers"], _intervals(accepted))
 
 
 def by_position(conditional: pd.DataFrame) -> pd.DataFrame:

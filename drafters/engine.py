@@ -261,29 +261,29 @@ class Engine:
         drafts = step.block.tokens if step.block else [[]] * self.line.decoding
         hits = np.zeros(self.line.decoding, dtype=np.int64)
         for i, row in enumerate(self.line.decoders):
+            row.rounds += 1
+            row.verified += lengths[i]
+            row.fresh = False
             if following[i] < 0:
                 self._fail(i)
                 continue
             gained = row.take([*drafts[i][: accepted[i]], following[i]], self.stops)
             hits[i] = min(accepted[i], gained)
             row.cached += gained
-            row.rounds += 1
-            row.verified += lengths[i]
             row.accepted += int(hits[i])
-            row.fresh = False
         return hits
 
     def _commit_chunks(self, first_tokens: list[int], now_s: float) -> None:
         """Book the prefilled chunks; a prompt that ended gets its first token and decodes next."""
         tokens = iter(first_tokens)
         for row, chunk in self.line.joining:
-            first = next(tokens) if row.ends_prefill(chunk) else None
+            ends = row.ends_prefill(chunk)
             row.cached += chunk
-            if first is not None and first >= 0:
+            if ends and (first := next(tokens)) < 0:
+                self._fail(self.line.decoding)
+            elif ends:
                 row.take([first], self.stops)
                 row.first_token_s = now_s
-            if first is not None and first < 0:
-                self._fail(self.line.decoding)
             if row.done or row.to_prefill <= 0:
                 self.line.decoding += 1
 

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from drafters import profile
 from drafters.base import Drafter
 from drafters.errors import UserError
@@ -19,7 +17,7 @@ from gpu_traces.fit import fit_latency
 from gpu_traces.manifest import Calibration
 from policies import registry
 from policies.base import Policy
-from policies.cost import CostTable
+from policies.cost import CostTable, no_cost
 from policies.export import PolicyFile, read_policy
 
 DEFAULT_GAMMA = 7  # of a run without a drafter, where no policy drafts
@@ -120,11 +118,6 @@ def _from_file(policy: Policy, stored: PolicyFile, path: str, drafter: Drafter |
         Calibration(e.temperature, "sts+bias", e.scales, e.bias) for e in stored.calibration
     )
     return Choice(policy, stored.cost, f"policy file {path}", calibration)
-
-
-def no_cost(gamma: int) -> CostTable:
-    """The table of an engine that knows no costs: nothing takes any time."""
-    return CostTable(np.zeros((gamma + 1, 2)), np.ones(2))
 
 
 def _bundled_cost(policy: Policy, bundle: Bundle) -> tuple[CostTable, str]:

@@ -38,7 +38,7 @@ from gpu_traces.bundle import check_place, write_bundle
 from gpu_traces.commands import Parser, whole
 from gpu_traces.fit import fit_latency
 from gpu_traces.schema import Origin
-from policies.cost import CostTable
+from policies.cost import no_cost
 from policies.registry import create
 
 COMMITTED = 3  # tokens that the drafter takes in before it drafts, a typical round's gain
@@ -98,9 +98,9 @@ class Profiler:
     def _sample(self, cell: Cell, repetition: int, seconds: float) -> dict[str, object]:
         """A row of the table; a captured pass is one over the tokens that it is padded to."""
         captured = self.captures(cell)
-        padded = next_size(self.runner.sizes, cell.tokens) if captured else 0
+        padded = captured and cell.mode != "draft"
         return vars(cell) | {
-            "tokens": padded if cell.mode in ("verify", "prefill") and padded else cell.tokens,
+            "tokens": next_size(self.runner.sizes, cell.tokens) if padded else cell.tokens,
             "graph": captured,
             "repetition": repetition,
             "microseconds": 1e6 * seconds,
@@ -171,7 +171,7 @@ class Profiler:
 
     def _live_steps(self, requests: int) -> dict[str, list[float]]:
         policy = create("fixed-k" if self.gamma else "none", self.gamma or 1)
-        cost = CostTable(np.zeros((max(self.gamma, 1) + 1, 2)), np.ones(2))
+        cost = no_cost(max(self.gamma, 1))
         config = EngineConfig(
             max_requests=requests, max_context=16 + 8 * OVERHEAD_STEPS, graphs=self.graphs
         )

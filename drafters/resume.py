@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import zipfile
@@ -30,6 +31,11 @@ def _told(name: str, folder: Path) -> str:
     """Name and SHA-256 of a model's weights; the name as given where ``folder`` has none."""
     digest = weights_hash(folder)
     return f"{Path(name).name} (SHA-256 {digest[:12]})" if digest else name
+
+
+def digest(value: object) -> str:
+    """Part of the SHA-256 of anything that JSON can hold."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:20]
 
 
 def claim(path: Path, made_by: Mapping[str, Any]) -> None:

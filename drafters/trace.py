@@ -8,8 +8,6 @@ appears whole, by one rename, at the end.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -33,7 +31,7 @@ from drafters.progress import progress
 from drafters.prompts import load_prompts
 from drafters.provenance import measured
 from drafters.responses import Row, read_responses
-from drafters.resume import claim, models, read_part
+from drafters.resume import claim, digest, models, read_part
 from drafters.sampling import request_uniforms
 from drafters.target import Target, load_target
 from gpu_traces.bundle import Manifest, check_place, write_bundle
@@ -262,11 +260,6 @@ class Recording:
             command="python -m drafters.trace " + " ".join(args.command_line),
             seed=args.seed,
         )
-
-
-def digest(value: object) -> str:
-    """Part of the SHA-256 of anything that JSON can hold."""
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:20]
 
 
 def check_confidences(confidence: np.ndarray, name: str) -> None:

@@ -115,3 +115,8 @@ class CostTable:
     def scaled(self, draft: float = 1.0, verify: float = 1.0) -> CostTable:
         """A wrong belief for sensitivity studies: every draft or verify time times a factor."""
         return replace(self, draft_s=self.draft_s * draft, verify_s=self.verify_s * verify)
+
+
+def no_cost(gamma: int) -> CostTable:
+    """What an engine believes that knows no costs: drafts are free, all passes cost the same."""
+    return CostTable(np.zeros((gamma + 1, 2)), np.ones(2))

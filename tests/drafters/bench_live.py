@@ -22,7 +22,7 @@ from drafters.generate import spread
 from drafters.prompts import load_prompts
 from drafters.request import Request, Running
 from drafters.target import load_target, load_tokenizer, resolve
-from policies.cost import CostTable
+from policies.cost import no_cost
 from policies.registry import create, parse
 
 TIE = 1e-3
@@ -83,9 +83,7 @@ def main() -> int:
 def serve(args, target, drafter, stops, prompts) -> list[Running]:
     """The served requests, in the order of the prompts."""
     policy = create(parse(args.policy)[0], drafter.gamma, **parse(args.policy)[1])
-    cost = CostTable(
-        torch.zeros(drafter.gamma + 1, 2).double().numpy(), torch.ones(2).double().numpy()
-    )
+    cost = no_cost(drafter.gamma)
     longest = max(map(len, prompts)) + args.max_new
     config = EngineConfig(max_requests=args.concurrency, max_context=longest)
     engine = Engine(target, drafter, policy, cost, config, stops)

@@ -8,16 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from drafters.checkpoint import save_drafter
-from drafters.target import load_target
 from policies.export import PolicyFile, write_policy
 from tests.drafters.live import (
     GAMMA,
     WORDS,
-    block_drafter,
     cost_table,
-    save_model,
-    save_tokenizer,
+    save_models,
 )
 
 
@@ -30,9 +26,7 @@ def device(request: pytest.FixtureRequest) -> str:
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with target, drafter, prompts and a policy file."""
     folder = tmp_path_factory.mktemp("home")
-    save_model(folder / "target")
-    save_tokenizer(folder / "target")
-    save_drafter(block_drafter(load_target(str(folder / "target"))), folder / "drafter")
+    save_models(folder)
     rng = np.random.default_rng(0)
     lines = [
         {"prompt": " ".join(rng.choice(WORDS.split(), 6)), "domain": ("a", "b")[i % 2]}

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from drafters.base import Draw, Proposal
 from drafters.block import BlockDrafter
+from drafters.checkpoint import save_drafter
 from drafters.engine import Engine, EngineConfig
 from drafters.presets import build_drafter
 from drafters.request import Request
-from drafters.target import Target
+from drafters.target import Target, load_target
 from policies.base import Policy
 from policies.cost import CostTable
 
@@ -61,6 +62,13 @@ def save_tokenizer(folder: Path) -> None:
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="zero", eos_token="end")
     fast.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}is"
     fast.save_pretrained(folder)
+
+
+def save_models(folder: Path) -> None:
+    """Save a target with its tokenizer, and a drafter for it, as any user has them."""
+    save_model(folder / "target")
+    save_tokenizer(folder / "target")
+    save_drafter(block_drafter(load_target(str(folder / "target"))), folder / "drafter")
 
 
 def prompts(count: int, seed: int = 0, longest: int = 30) -> list[tuple[int, ...]]:

@@ -14,15 +14,14 @@ from safetensors.torch import load_file, save_file
 from drafters import profile, trace
 from drafters.base import Sampler
 from drafters.block import BlockDrafter
-from drafters.checkpoint import save_drafter
 from drafters.errors import UserError
 from drafters.layers import LayerShape
 from drafters.presets import build_drafter
 from drafters.rope import Rope
-from drafters.target import Target, load_target
+from drafters.target import Target
 from drafters.trace import check_confidences, dense_anchors, main
 from gpu_traces.bundle import read_bundle
-from tests.drafters.live import block_drafter, save_model, save_tokenizer
+from tests.drafters.live import save_models
 from tests.limits import largest_file
 
 SHAPE = LayerShape(32, 64, 4, 2, 8, 1e-5, Rope(10000.0), qk_norm=False)
@@ -113,9 +112,7 @@ def test_sampled_trace_is_reproducible_and_capped(models: tuple[Target, BlockDra
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Target, drafter and prompts as any user's."""
     folder = tmp_path_factory.mktemp("home")
-    save_model(folder / "target")
-    save_tokenizer(folder / "target")
-    save_drafter(block_drafter(load_target(str(folder / "target"))), folder / "drafter")
+    save_models(folder)
     (folder / "prompts.jsonl").write_text(json.dumps({"prompt": "one two three"}) + "\n")
     (folder / "empty.jsonl").write_text("")
     (folder / "broken.jsonl").write_text('{"prompt": "one"}\n{\n')
