@@ -100,7 +100,7 @@ class Live:
             engine.submit(request)
         self._serve(engine)
         done = decode.summarise(engine, engine.now_s())
-        self._write(cell, engine, choice, temperature)
+        self._write(cell, engine, choice)
         print(f"{cell.name}: {decode.table(done, [])}", flush=True)
         return float(done["requests_completed"] / done["wall_s"])
 
@@ -172,10 +172,10 @@ class Live:
         count = min(len(self.prompts), max(self.args.least, 2 * cell.concurrency))
         return self.prompts[:count], self.encoded[:count], []
 
-    def _write(self, cell: Cell, engine: Engine, choice: Choice, temperature: float) -> None:
+    def _write(self, cell: Cell, engine: Engine, choice: Choice) -> None:
         told = {
-            "out": self.args.out / cell.name, "policy": cell.policy, "temperature": temperature,
-            "force": True, "drafter": "" if cell.policy == "none" else self.args.drafter,
+            "out": self.args.out / cell.name, "policy": cell.policy, "force": True,
+            "drafter": "" if cell.policy == "none" else self.args.drafter,
         }  # fmt: skip
         decode.write(argparse.Namespace(**{**vars(self.args), **told}), engine, choice.domains, [])
 

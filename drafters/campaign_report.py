@@ -1,7 +1,7 @@
 """The generated part of docs/recording.md: tables and plots of bundles, grouped by machine.
 
 Everything is computed from bundles and carries their origin; what was measured on different
-machines never shares a table or a plot.
+machines never shares a table or a plot; threads of a processor are noted.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from gpu_traces.svg import COLOURS, Line, Panel, figure
 
 BEGIN, END = "<!-- recorded: begin -->", "<!-- recorded: end -->"
 SHOWN_POSITIONS = (1, 3, 7)
+THREADS = r"(\d+ threads?) of "
+"""Of a processor, in the name of a machine."""
 
 
 def write(folders: Sequence[Path], page: Path) -> None:
@@ -36,14 +38,17 @@ def write(folders: Sequence[Path], page: Path) -> None:
     text = page.read_text() if page.exists() else f"# Recorded\n\n{BEGIN}\n{END}\n"
     if BEGIN not in text or END not in text:
         raise UserError(f"{page} has no lines {BEGIN} and {END}; add them where tables shall go")
-    devices = {b.manifest.origin.detail: b.manifest.device for b in bundles}
+    devices = {machine_of(b): b.manifest.device for b in bundles}
     machines = sorted(devices, key=lambda machine: (devices[machine] == "cpu", machine))
-    parts = [
-        _machine(m, [b for b in bundles if b.manifest.origin.detail == m], page) for m in machines
-    ]
+    parts = [_machine(m, [b for b in bundles if machine_of(b) == m], page) for m in machines]
     body = "\n\n".join(parts) or "Nothing has been recorded yet."
     start, end = text.index(BEGIN) + len(BEGIN), text.index(END)
     _replace(page, f"{text[:start]}\n\n{body}\n\n{text[end:]}")
+
+
+def machine_of(bundle: Bundle) -> str:
+    """The machine that a bundle was measured on, however many of its threads were used."""
+    return re.sub(THREADS, "", bundle.manifest.origin.detail)
 
 
 def collect(folders: Sequence[Path]) -> list[Bundle]:
@@ -101,13 +106,14 @@ def _overview(bundles: list[Bundle]) -> pd.DataFrame:
     rows = {}
     for bundle in bundles:
         m = bundle.manifest
+        notes = re.findall(THREADS, m.origin.detail) + ["latency only"] * (not m.has_traces)
         rows[m.name] = {
             "bundle": m.name,
             "target": m.target,
             "drafter": m.drafter or "none",
             "recorded": m.created[:10],
             "rows": ", ".join(f"{info.rows:,} {name}" for name, info in m.files.items()),
-            "note": "latency only" if not m.has_traces else "",
+            "note": ", ".join(notes),
         }
     return pd.DataFrame(rows.values())
 

@@ -38,7 +38,7 @@ from drafters.provenance import measured
 from drafters.records import PARTS, request_columns
 from drafters.request import Running
 from drafters.target import Target, load_target, load_tokenizer
-from drafters.traffic import make_requests, read_arrivals
+from drafters.traffic import heat_of, make_requests, read_arrivals
 from gpu_traces.bundle import check_place, write_bundle
 from gpu_traces.commands import Parser, at_least_zero, whole
 from policies.base import Policy
@@ -139,7 +139,7 @@ def write(
         args.drafter,
         args.device,
         gamma=engine.gamma,
-        temperatures=(args.temperature,),
+        temperatures=tuple(sorted({s.request.temperature for s in engine.everyone()})),
         domains=domains,
         command=" ".join(args.command_line),
         seed=args.seed,
@@ -192,7 +192,7 @@ def build(args: argparse.Namespace) -> tuple[Engine, Choice, list[Prompt]]:
         seed=args.seed,
     )
     check(config, gamma_of(drafter), target)
-    _check_policy(args, named(args.policy, gamma_of(drafter)))
+    _check_policy(args, named(args.policy, gamma_of(drafter)), prompts)
     choice = choose(args.policy, target, drafter, args.bundle, graphs, args.concurrency)
     tokenizer = load_tokenizer(args.target)
     stops = stop_tokens(args.target, tokenizer)
@@ -205,10 +205,11 @@ def build(args: argparse.Namespace) -> tuple[Engine, Choice, list[Prompt]]:
     return engine, choice, prompts
 
 
-def _check_policy(args: argparse.Namespace, policy: Policy) -> None:
+def _check_policy(args: argparse.Namespace, policy: Policy, prompts: Sequence[Prompt]) -> None:
     """UserError for a policy that cannot run live, or not so, before anything is measured."""
     check_live(policy)
-    if policy.anticipating and args.temperature > 0 and not args.allow_anticipating:
+    hot = any(heat_of(prompt, args.temperature) > 0 for prompt in prompts)
+    if policy.anticipating and hot and not args.allow_anticipating:
         raise UserError(
             f"policy {args.policy!r} sizes on current confidences, which biases sampled text;"
             " use --temperature 0, another policy, or --allow-anticipating"
@@ -267,7 +268,8 @@ def parser() -> argparse.ArgumentParser:
     add("--limit", 0, "prompts at most, the domains in turn; 0: all", type=whole(0))
     add("--concurrency", 8, "requests that run at once", type=whole(1))
     add("--arrivals", None, "CSV or Parquet with arrival_s, seconds; prompts in turn", type=Path)
-    add("--temperature", 0.0, "sampling temperature; 0: greedy", type=at_least_zero)
+    add("--temperature", 0.0, "sampling temperature of prompts that state none; 0: greedy",
+        type=at_least_zero)  # fmt: skip
     add("--max-new", 256, "output tokens of a request at most", type=whole(1))
     add("--max-context", 2048, "tokens of a request at most, prompt and output", type=whole(2))
     add("--max-step-tokens", 2048, "target tokens of one step at most", type=whole(1))

@@ -1,8 +1,10 @@
-"""Prompt files: JSON lines with ``prompt`` and, where known, ``domain`` and ``dataset``."""
+"""Prompt files: JSON lines with ``prompt`` and, where known, ``domain`` and ``dataset``; live runs
+also heed ``temperature`` and ``max_tokens``."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,10 @@ class Prompt:
     text: str
     domain: str
     dataset: str
+    temperature: float | None = None
+    """Sampling temperature asked for; None: the run's."""
+    max_tokens: int | None = None
+    """Output tokens at most; None: the run's limit alone."""
 
     @property
     def split(self) -> str:
@@ -79,9 +85,23 @@ def rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _parse(row: dict[str, Any], where: str, stem: str) -> Prompt:
-    text = row.get("prompt")
+    text, temperature, most = (row.get(name) for name in ("prompt", "temperature", "max_tokens"))
     if not isinstance(text, str) or not text.strip():
         raise UserError(f"{where}: needs a non-empty string 'prompt'")
+    if temperature is not None and not (_number(temperature) and 0 <= temperature < math.inf):
+        raise UserError(f"{where}: temperature {temperature!r} must be a number, 0 or more")
+    if most is not None and not (_number(most) and most >= 1 and most == int(most)):
+        raise UserError(f"{where}: max_tokens {most!r} must be a whole number, 1 or more")
     return Prompt(
-        prompt_key(text), text, str(row.get("domain", "other")), str(row.get("dataset", stem))
+        key=prompt_key(text),
+        text=text,
+        domain=str(row.get("domain", "other")),
+        dataset=str(row.get("dataset", stem)),
+        temperature=None if temperature is None else float(temperature),
+        max_tokens=None if most is None else int(most),
     )
+
+
+def _number(value: Any) -> bool:
+    """Whether JSON holds a number here."""
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -88,6 +88,11 @@ def _seconds(column: pd.Series) -> Floats:
     return ((dates - dates.min()) / pd.Timedelta(seconds=1)).to_numpy(dtype=float)
 
 
+def heat_of(prompt: Prompt, otherwise: float) -> float:
+    """Sampling temperature of a prompt, ``otherwise`` where it states none."""
+    return otherwise if prompt.temperature is None else prompt.temperature
+
+
 def make_requests(
     prompts: Sequence[Prompt],
     encoded: Sequence[Sequence[int]],
@@ -98,20 +103,24 @@ def make_requests(
 ) -> list[Request]:
     """One request per arrival (none given: per prompt, as there is room), the prompts in turn.
 
-    Names are the prompts' keys with temperature and turn, as ``drafters.generate`` names them.
+    ``temperature`` is that of prompts which state none; of all limits on the answer's length the
+    shortest holds. Names are the prompts' keys with temperature and turn, as ``drafters.generate``
+    names them.
     """
     codes = {name: i for i, name in enumerate(domains)}
     made = []
     for i, arrival in enumerate(arrivals or [None] * len(prompts)):
         turn, at = divmod(i, len(prompts))
-        prompt, asked = prompts[at], arrival.output_tokens if arrival else None
+        prompt = prompts[at]
+        heat = heat_of(prompt, temperature)
+        limits = (max_new, prompt.max_tokens, arrival and arrival.output_tokens)
         made.append(
             Request(
                 request_id=i,
-                name=f"{prompt.key}/T{temperature:g}/{turn}",
+                name=f"{prompt.key}/T{heat:g}/{turn}",
                 prompt=tuple(encoded[at]),
-                max_new=min(max_new, asked or max_new),
-                temperature=temperature,
+                max_new=min(limit for limit in limits if limit),
+                temperature=heat,
                 domain=codes.get(prompt.domain, 0),
                 arrival_s=arrival.at_s if arrival else None,
             )

@@ -50,7 +50,6 @@ class LiveRun:
     max_new: int
     open_loop: bool
     domains: tuple[str, ...]
-    temperature: float
     requests: pd.DataFrame
     """``live_requests`` without those that failed; ``e2e_s`` is NaN where a run was cut off."""
     wall_s: float
@@ -73,7 +72,6 @@ def read_live(folder: Path | str) -> LiveRun:
     return LiveRun(
         name=bundle.name,
         domains=bundle.manifest.domains,
-        temperature=bundle.manifest.temperatures[0],
         requests=requests[requests["reason"] == ""].reset_index(drop=True),
         wall_s=float(last["start_s"]) + spent / 1e6,
         **told,
@@ -88,11 +86,11 @@ def workload(run: LiveRun, bundle: Bundle, seed: int = 0) -> Workload:
     traces, requests = bundle.traces, run.requests
     own = match_responses(requests, bundle)
     rng = np.random.default_rng(seed)
-    domain = _domains(run, traces)
+    domain, heats = _domains(run, traces), requests["temperature"].to_numpy()
     response = np.array(
         [
-            own[int(r)] if int(r) in own else _stand_in(traces, d, run.temperature, rng)
-            for r, d in zip(requests["request_id"], domain, strict=True)
+            own[int(r)] if int(r) in own else _stand_in(traces, d, heat, rng)
+            for r, d, heat in zip(requests["request_id"], domain, heats, strict=True)
         ],
         dtype=np.int64,
     )

@@ -209,6 +209,18 @@ def test_bundles_of_one_drafter_go_by_their_own_names(tmp_path: Path) -> None:
     assert set(campaign_report.calibrations(bundles)[0]["drafter"]) == {"one", "two"}
 
 
+def test_threads_of_a_processor_are_one_machine(tmp_path: Path) -> None:
+    traces = synthetic_traces({"math": 0.8}, gamma=3, responses=3, response_tokens=9, seed=0)
+    made = read_bundle(synthetic_bundle(tmp_path / "made", traces))
+    bundles = [
+        replace(made, manifest=replace(made.manifest, kind="measured", name=name, hardware=machine))
+        for name, machine in (("one", "CPU, 1 thread of X"), ("two", "CPU, 2 threads of X"))
+    ]
+    assert {campaign_report.machine_of(bundle) for bundle in bundles} == {"CPU, X"}
+    noted = campaign_report._overview(bundles).set_index("bundle")["note"]
+    assert noted.to_dict() == {"one": "1 thread", "two": "2 threads"}
+
+
 def test_report_refuses_a_page_without_markers(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("text")

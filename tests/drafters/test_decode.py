@@ -75,6 +75,25 @@ def test_text_is_that_of_transformers(home: Path, tmp_path: Path) -> None:
         assert json.loads(row)["text"] == tokenizer.decode(output, skip_special_tokens=True)
 
 
+def test_greedy_and_sampled_prompts_share_a_run(home: Path, tmp_path: Path) -> None:
+    """What a line of the prompt file states holds for its request alone; greedy texts stay."""
+    lines = [json.loads(line) for line in (home / "prompts.jsonl").read_text().splitlines()]
+    lines[1]["temperature"], lines[2]["max_tokens"] = 1.5, 3
+    mixed = tmp_path / "mixed.jsonl"
+    mixed.write_text("\n".join(map(json.dumps, lines)))
+    texts = []
+    for name, prompts in (("plain", home / "prompts.jsonl"), ("mixed", mixed)):
+        assert main(arguments(home, tmp_path / name, prompts=str(prompts))) == 0
+        rows = (tmp_path / name / "responses.jsonl").read_text().splitlines()
+        texts.append([json.loads(row)["text"] for row in rows])
+    bundle = read_bundle(tmp_path / "mixed")
+    assert bundle.manifest.temperatures == (0.0, 1.5)
+    assert bundle.live_requests is not None
+    assert bundle.live_requests["temperature"].tolist() == [0, 1.5, 0, 0, 0, 0]
+    assert bundle.live_requests["output_tokens"][2] <= 3
+    assert texts[0][:1] + texts[0][3:] == texts[1][:1] + texts[1][3:]
+
+
 def test_policies_by_name_profile_the_engine_first(home: Path, tmp_path: Path, capsys) -> None:
     changed = {"policy": "goodput", "drafter": "ngram", "limit": "1", "max-context": "600"}
     assert main(arguments(home, tmp_path / "run", **changed)) == 0

@@ -23,6 +23,12 @@ def write(path: Path, rows: list[object]) -> Path:
         ([{"prompt": "a"}, {"text": "b"}], r"p\.jsonl, line 2: needs a non-empty string 'prompt'"),
         ([{"prompt": "  "}], r"p\.jsonl, line 1: needs a non-empty string 'prompt'"),
         (["[1, 2]"], r"p\.jsonl, line 1: \[1, 2\] is not a JSON object"),
+        ([{"prompt": "a", "temperature": -1}], r"line 1: temperature -1 must be a number, 0 or"),
+        ([{"prompt": "a", "temperature": "hot"}], r"temperature 'hot' must be a number"),
+        (['{"prompt": "a", "temperature": NaN}'], r"temperature nan must be a number"),
+        ([{"prompt": "a", "max_tokens": 0}], r"line 1: max_tokens 0 must be a whole number, 1 or"),
+        ([{"prompt": "a", "max_tokens": 1.5}], r"max_tokens 1\.5 must be a whole number"),
+        ([{"prompt": "a", "max_tokens": True}], r"max_tokens True must be a whole number"),
         ([], r"no prompts in .*p\.jsonl"),
     ],
 )
@@ -30,6 +36,13 @@ def test_malformed_files_are_refused(tmp_path: Path, rows: list[object], message
     path = write(tmp_path / "p.jsonl", rows)
     with pytest.raises(UserError, match=message):
         load_prompts([path])
+
+
+def test_prompts_may_state_temperature_and_limit(tmp_path: Path) -> None:
+    rows = [{"prompt": "a", "temperature": 0.7, "max_tokens": 5}, {"prompt": "b"}]
+    stating, silent = load_prompts([write(tmp_path / "p.jsonl", rows)])
+    assert (stating.temperature, stating.max_tokens) == (0.7, 5)
+    assert (silent.temperature, silent.max_tokens) == (None, None)
 
 
 def test_what_is_no_text_is_refused(tmp_path: Path) -> None:

@@ -85,6 +85,20 @@ def test_without_a_file_requests_come_as_there_is_room() -> None:
     assert {request.max_new for request in made} == {64}
 
 
+def test_a_prompt_that_states_its_temperature_and_limit_has_them() -> None:
+    prompts = [
+        Prompt("1", "one", "math", "set", temperature=0.7, max_tokens=5),
+        Prompt("2", "two", "math", "set", temperature=0.0, max_tokens=900),
+        Prompt("3", "three", "math", "set"),
+    ]
+    encoded = [[1]] * 3
+    made = make_requests(prompts, encoded, [], ["math"], 64, 1.0)
+    assert [(r.temperature, r.max_new) for r in made] == [(0.7, 5), (0.0, 64), (1.0, 64)]
+    assert [r.name for r in made] == ["1/T0.7/0", "2/T0/0", "3/T1/0"]
+    short = make_requests(prompts, encoded, [Arrival(0.0, 3)] * 3, ["math"], 64, 1.0)
+    assert [r.max_new for r in short] == [3, 3, 3]
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [

@@ -42,6 +42,7 @@ def live_run(policy: str, arrival_s: np.ndarray) -> LiveRun:
             "ttft_s": [r.first_token_s - a for r, a in zip(done, arrival_s, strict=True)],
             "e2e_s": [r.finish_s - a for r, a in zip(done, arrival_s, strict=True)],
             "domain": 0,
+            "temperature": TRACES.temperature,
         }
     )
     return LiveRun(
@@ -53,7 +54,6 @@ def live_run(policy: str, arrival_s: np.ndarray) -> LiveRun:
         max_new=int(TRACES.response_tokens.max()),
         open_loop=bool(arrival_s.any()),
         domains=TRACES.domains,
-        temperature=float(TRACES.temperature[0]),
         requests=requests,
         wall_s=max(r.finish_s for r in done),
     )

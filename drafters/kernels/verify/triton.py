@@ -25,18 +25,17 @@ from drafters.kernels.tiles import (
     add_product,
     finite,
     interpreted,
-    inverse_cdf,
     inverse_temperature,
     is_greedy,
     latent_tile,
     log_mass,
     log_sum_exp,
     low_rank,
-    low_rank_row,
     tiling,
     weight_tile,
 )
 from drafters.kernels.types import DraftLaw, Verdict
+from drafters.kernels.verify.draws import draw, draw_residual, most_likely, row_part
 
 BLOCK_V = 128
 """Vocabulary entries per number that is kept of a target row."""
@@ -187,8 +186,8 @@ def _row_values(
     if row < tl.load(cu_rows + request + 1):
         block = tl.program_id(2) * TILE_BLOCKS + tl.arange(0, TILE_BLOCKS)
         column = block[:, None] * BLOCK_V + tl.arange(0, BLOCK_V // 2)[None, :]
-        left = _row_part(target + row * target_stride, column, vocab)
-        right = _row_part(target + row * target_stride, column + BLOCK_V // 2, vocab)
+        left = row_part(target + row * target_stride, column, vocab)
+        right = row_part(target + row * target_stride, column + BLOCK_V // 2, vocab)
         value = tl.max(tl.maximum(left, right), 1)
         if ~is_greedy(temperature):
             rate = inverse_temperature(temperature) * LOG2_E
@@ -196,12 +195,6 @@ def _row_values(
             mass = tl.exp2(left * rate - shift[:, None]) + tl.exp2(right * rate - shift[:, None])
             value = log_mass(tl.sum(mass, 1), shift)
         tl.store(values + row * blocks + block, value, mask=block < blocks)
-
-
-@triton.jit
-def _row_part(row, column, vocab):
-    """fp32 logits at pointer ``row``, -inf past the vocabulary."""
-    return tl.load(row + column, mask=column < vocab, other=NEGATIVE_INFINITY).to(tl.float32)
 
 
 @triton.jit
@@ -239,7 +232,7 @@ def _judge(
         logit = tl.load(target + row * target_stride + token).to(tl.float32)
         if greedy:
             column = token // BLOCK_V * BLOCK_V + tl.arange(0, BLOCK_V)
-            block = _row_part(target + row * target_stride, column, vocab)
+            block = row_part(target + row * target_stride, column, vocab)
             before = (index < token // BLOCK_V) & (value >= logit)
             ahead = (column < token) & (block == logit)
             larger = tl.sum((before | (value > logit)).to(tl.int32), 0)
@@ -396,17 +389,17 @@ def _choose(
         value = values + row * blocks
         logits = target + row * target_stride
         if is_greedy(temperature):
-            token = _argmax(value, blocks, logits, vocab, BLOCKS, BLOCK_V)
+            token = most_likely(value, blocks, logits, vocab, BLOCKS, BLOCK_V)
         else:
             inverse = inverse_temperature(temperature)
             normalizer = tl.load(normalizers + row)
             if at == drafts:
-                token = _draw(
+                token = draw(
                     value, blocks, logits, vocab, inverse, normalizer, uniform, BLOCKS, BLOCK_V
                 )
             else:
                 cell = request * gamma + at
-                token = _draw_residual(
+                token = draw_residual(
                     masses + request * sums,
                     sums,
                     logits,
@@ -426,78 +419,5 @@ def _choose(
                     BLOCK_K,
                 )
                 if token < 0:  # rounding can leave a rejected row without any residual
-                    token = _argmax(value, blocks, logits, vocab, BLOCKS, BLOCK_V)
+                    token = most_likely(value, blocks, logits, vocab, BLOCKS, BLOCK_V)
         tl.store(next_tokens + request, tl.minimum(token, vocab - 1))  # of NaN some token
-
-
-@triton.jit
-def _draw(
-    value,
-    blocks,
-    logits,
-    vocab,
-    inverse,
-    normalizer,
-    uniform,
-    BLOCKS: tl.constexpr,
-    BLOCK_V: tl.constexpr,
-):
-    """Token drawn from a target row, given the log masses of its blocks."""
-    index = tl.arange(0, BLOCKS)
-    weight = tl.load(value + index, mask=index < blocks, other=NEGATIVE_INFINITY)
-    weight = tl.exp(weight - normalizer).to(tl.float64)
-    goal = uniform * tl.sum(weight, 0)
-    block, before = inverse_cdf(weight, goal)
-    column = block * BLOCK_V + tl.arange(0, BLOCK_V)
-    mass = tl.exp(_row_part(logits, column, vocab) * inverse - normalizer)
-    drawn, before = inverse_cdf(mass.to(tl.float64), goal - before)
-    return block * BLOCK_V + drawn
-
-
-@triton.jit
-def _draw_residual(
-    masses,
-    sums,
-    logits,
-    draft_token,
-    draft,
-    latent,
-    w2,
-    draft_normalizer,
-    vocab,
-    inverse,
-    normalizer,
-    uniform,
-    HAS_LAW: tl.constexpr,
-    RANK: tl.constexpr,
-    SUMS: tl.constexpr,
-    SUM_V: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    """Token drawn from max(0, p_t - p_d), given its sum over each block; -1 where all are 0."""
-    index = tl.arange(0, SUMS)
-    weight = tl.load(masses + index, mask=index < sums, other=0.0).to(tl.float64)
-    total = tl.sum(weight, 0)
-    goal = uniform * total
-    block, before = inverse_cdf(weight, goal)
-    column = block * SUM_V + tl.arange(0, SUM_V)
-    mass = tl.exp(_row_part(logits, column, vocab) * inverse - normalizer)
-    if HAS_LAW:
-        logit = _row_part(draft, column, vocab)
-        if RANK > 0:
-            logit += low_rank_row(latent, w2, column, column < vocab, RANK, BLOCK_K)
-        mass = tl.maximum(mass - tl.exp(logit * inverse - tl.load(draft_normalizer)), 0.0)
-    else:
-        mass = tl.where(column == tl.load(draft_token), 0.0, mass)
-    drawn, before = inverse_cdf(mass.to(tl.float64), goal - before)
-    return tl.where(total > 0, block * SUM_V + drawn, -1)
-
-
-@triton.jit
-def _argmax(value, blocks, logits, vocab, BLOCKS: tl.constexpr, BLOCK_V: tl.constexpr):
-    """Lowest token of the largest logit in the block that is worth the most."""
-    index = tl.arange(0, BLOCKS)
-    value = tl.load(value + index, mask=index < blocks, other=NEGATIVE_INFINITY)
-    block = tl.argmax(value, 0)
-    column = block * BLOCK_V + tl.arange(0, BLOCK_V)
-    return block * BLOCK_V + tl.argmax(_row_part(logits, column, vocab), 0)
