@@ -120,6 +120,7 @@ def measure(operation: str, case: str, ceiling: Ceiling) -> list[Row]:
 
 def _implementations(operation: str, arguments: tuple[Any, ...]) -> dict[str, Callable[[], Any]]:
     kernel, reference = (_function(operation, part) for part in ("triton", "reference"))
+    torch.compiler.reset()  # past its limit of recompilations it would run eagerly
     compiled = torch.compile(reference)
     return {
         "triton": captured(lambda: kernel(*arguments)),
