@@ -16,12 +16,17 @@ from drafters.request import Running
 
 class Admission:
     """The queue and the running rows; ``moved(source, destination, row)`` is told when a row takes
-    another cache slot."""
+    another cache slot, ``left(slot)`` when one is sent back to the queue."""
 
     def __init__(
-        self, config: EngineConfig, gamma: int, moved: Callable[[int, int, Running], None]
+        self,
+        config: EngineConfig,
+        gamma: int,
+        moved: Callable[[int, int, Running], None],
+        left: Callable[[int], None],
     ) -> None:
-        self.config, self.pool, self._moved = config, block_pool(config, gamma), moved
+        self.config, self.pool = config, block_pool(config, gamma)
+        self._moved, self._left = moved, left
         self.growth = 1 + gamma
         """Tokens that a decoding request may write to the cache in one step."""
         self.free_slots = list(range(config.max_requests))[::-1]
@@ -83,7 +88,9 @@ class Admission:
 
     def _preempt(self, row: Running) -> None:
         self._release(row)
-        self._close_gap(next(i for i, other in enumerate(self.rows) if other is row))
+        slot = next(i for i, other in enumerate(self.rows) if other is row)
+        self._left(slot)
+        self._close_gap(slot)
         row.forget()
         row.preemptions += 1
         self.waiting.appendleft(row)

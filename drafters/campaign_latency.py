@@ -30,8 +30,8 @@ from drafters.profile import Profiler
 from drafters.provenance import measured
 from drafters.shapes import random_drafter, random_target
 from drafters.target import Target, load_target
-from gpu_traces.bundle import write_bundle
-from gpu_traces.commands import Parser
+from gpu_traces.bundle import check_place, write_bundle
+from gpu_traces.commands import Parser, positive
 from gpu_traces.files import read_frame
 
 LEAST_REPETITIONS = 3
@@ -151,6 +151,14 @@ def write_latency_bundles(
 def run(args: argparse.Namespace) -> None:
     """Measure every drafter whose table is not there yet; one that cannot be loaded is told of at
     the end."""
+    for text in args.drafters:
+        name, equals, source = text.partition("=")
+        if not (name and equals and source):
+            raise UserError(
+                f"--drafters {text!r} must be NAME=SOURCE, as small=dspark-smollm2-135m"
+            )
+        if args.shape:
+            check_place(args.out / name, force=True)
     dtype = getattr(torch, args.dtype)
     if args.shape:
         target = random_target(args.shape, dtype, args.device)
@@ -171,9 +179,9 @@ def run(args: argparse.Namespace) -> None:
             seconds = args.seconds / len(args.drafters)
             kinds = (False, True) if wanted(args.graphs, args.device) else (False,)
             steps = measure_pair(target, drafter, BANDS[args.grid], seconds, shared, kinds)
+            write_steps(path, steps)
             if args.shape:
                 write_latency_bundles(args, name, source, drafter.gamma, steps)
-            write_steps(path, steps)
             del drafter
         steps = read_frame(path)
         shared = steps[steps["mode"].isin(TARGET_MODES)]
@@ -193,7 +201,7 @@ def parser() -> argparse.ArgumentParser:
     add("--tables", type=Path, required=True, help="folder for one Parquet file per drafter")
     add("--out", type=Path, default=Path(), help="with --shape: folder for latency-only bundles")
     add("--grid", choices=tuple(BANDS), default="cpu", help="bands of shapes")
-    add("--seconds", type=float, default=120.0, help="time to repeat in, all drafters together")
+    add("--seconds", type=positive, default=120.0, help="time to repeat in, all drafters together")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="precision")
     add("--graphs", action=argparse.BooleanOptionalAction, default=None,
         help="also as captured CUDA graphs; on with CUDA")  # fmt: skip

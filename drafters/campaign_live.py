@@ -33,12 +33,14 @@ from drafters.engine import Engine, EngineConfig, make_runner
 from drafters.errors import UserError, exit_code
 from drafters.generate import spread
 from drafters.graphs import wanted
-from drafters.policy_choice import Choice, choose
+from drafters.limits import check_live
+from drafters.policy_choice import Choice, choose, named
 from drafters.prompts import Prompt, load_prompts
 from drafters.runner import Runner
 from drafters.target import Target, load_target, load_tokenizer
-from drafters.traffic import make_requests, read_arrivals
-from gpu_traces.bundle import find_bundle, read_bundle
+from drafters.traffic import Arrival, make_requests, read_arrivals
+from gpu_traces.bundle import read_bundle
+from gpu_traces.commands import Parser, positive, whole
 
 POLICIES = ("none", "fixed-k", "fixed-k:k=3", "threshold", "confidence", "vllm", "goodput")
 LOAD = 0.6  # of the closed loop's request rate
@@ -69,7 +71,8 @@ class Live:
         self.args = args
         self.target: Target = load_target(args.target, getattr(torch, args.dtype), args.device)
         self.drafter = drafters.load(args.drafter, self.target)
-        self.prompts: list[Prompt] = spread(load_prompts(args.prompts, "eval"), 0)
+        asked = spread(load_prompts(args.prompts, "eval"), 0)
+        self.prompts = [replace(prompt, temperature=None, max_tokens=None) for prompt in asked]
         tokenizer = load_tokenizer(args.target)
         self.stops = stop_tokens(args.target, tokenizer)
         encoded = [encode_chat(tokenizer, prompt.text) for prompt in self.prompts]
@@ -166,7 +169,7 @@ class Live:
 
     def _prompts(
         self, cell: Cell
-    ) -> tuple[Sequence[Prompt], Sequence[Sequence[int]], Sequence[float]]:
+    ) -> tuple[Sequence[Prompt], Sequence[Sequence[int]], Sequence[Arrival]]:
         if cell.arrivals:
             return self.prompts, self.encoded, read_arrivals(cell.arrivals)
         count = min(len(self.prompts), max(self.args.least, 2 * cell.concurrency))
@@ -204,10 +207,22 @@ def _rate(folder: Path) -> float:
     return float(ends_s.notna().sum() / ends_s.max())
 
 
+def _check(args: argparse.Namespace) -> None:
+    """UserError for what would fail, or be left out, after hours."""
+    gamma = read_bundle(args.bundle).manifest.gamma
+    for policy in args.policies:
+        check_live(named(policy, gamma), sampled=True)
+    for path in args.arrivals or ():
+        read_arrivals(path)
+    stems = [path.stem for path in args.arrivals or ()]
+    if len(set(stems)) < len(stems):
+        raise UserError(f"arrival files {', '.join(stems)} name the runs; give each its own name")
+
+
 def run(args: argparse.Namespace) -> None:
     """All cells, closed loops first; the time left is looked at before each."""
     started, live = time.monotonic(), None
-    find_bundle(args.bundle)  # before anything is loaded
+    _check(args)
     closed = [Cell(p, c) for c in args.concurrency for p in args.policies]
     middle = sorted(args.concurrency)[len(args.concurrency) // 2]
     reference = Cell(args.policies[1] if len(args.policies) > 1 else args.policies[0], middle)
@@ -236,11 +251,7 @@ def run(args: argparse.Namespace) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """Options of the command."""
-    made = argparse.ArgumentParser(
-        prog="python -m drafters.campaign_live",
-        description=__doc__.partition("\n\n")[2],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    made = Parser("python -m drafters.campaign_live", __doc__.partition("\n\n")[2])
     add = made.add_argument
     add("--target", default="smollm2-135m", help="fetched name, local folder or hub id")
     add("--drafter", required=True, help="checkpoint folder, shipped name or 'ngram'")
@@ -248,19 +259,21 @@ def parser() -> argparse.ArgumentParser:
     add("--prompts", nargs="+", required=True, help="JSONL files or folders")
     add("--out", type=Path, required=True, help="folder of the runs")
     add("--policies", nargs="+", default=list(POLICIES), help="name:parameter=value;...")
-    add("--concurrency", type=int, nargs="+", default=[1, 8, 32, 128, 256], help="closed loops")
+    add(
+        "--concurrency", type=whole(1), nargs="+", default=[1, 8, 32, 128, 256], help="closed loops"
+    )
     add("--arrivals", type=Path, nargs="*", help="open loops: CSV or Parquet with arrival_s")
-    add("--arrival-count", type=int, default=200, help="requests of an arrival file made here")
-    add("--least", type=int, default=8, help="requests of a closed loop at least")
-    add("--max-new", type=int, default=128, help="output tokens of a request at most")
-    add("--max-context", type=int, default=640, help="tokens of a request at most")
-    add("--seconds", type=float, default=1e9, help="start no run after so long")
-    add("--seconds-per-run", type=float, default=60.0, help="end a run after so long")
+    add("--arrival-count", type=whole(1), default=200, help="requests of an arrival file made here")
+    add("--least", type=whole(1), default=8, help="requests of a closed loop at least")
+    add("--max-new", type=whole(1), default=128, help="output tokens of a request at most")
+    add("--max-context", type=whole(2), default=640, help="tokens of a request at most")
+    add("--seconds", type=positive, default=1e9, help="start no run after so long")
+    add("--seconds-per-run", type=positive, default=60.0, help="end a run after so long")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="precision")
     add("--graphs", action=argparse.BooleanOptionalAction, default=None,
         help="run steps as captured CUDA graphs; on with CUDA")  # fmt: skip
     add("--device", default="cpu", help="torch device")
-    add("--seed", type=int, default=0, help="seed of every draw")
+    add("--seed", type=whole(0), default=0, help="seed of every draw")
     return made
 
 

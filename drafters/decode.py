@@ -41,7 +41,6 @@ from drafters.target import Target, load_target, load_tokenizer
 from drafters.traffic import heat_of, make_requests, read_arrivals
 from gpu_traces.bundle import check_place, write_bundle
 from gpu_traces.commands import Parser, at_least_zero, whole
-from policies.base import Policy
 
 
 @dataclass
@@ -192,7 +191,8 @@ def build(args: argparse.Namespace) -> tuple[Engine, Choice, list[Prompt]]:
         seed=args.seed,
     )
     check(config, gamma_of(drafter), target)
-    _check_policy(args, named(args.policy, gamma_of(drafter)), prompts)
+    hot = any(heat_of(prompt, args.temperature) > 0 for prompt in prompts)
+    check_live(named(args.policy, gamma_of(drafter)), hot and not args.allow_anticipating)
     choice = choose(args.policy, target, drafter, args.bundle, graphs, args.concurrency)
     tokenizer = load_tokenizer(args.target)
     stops = stop_tokens(args.target, tokenizer)
@@ -203,17 +203,6 @@ def build(args: argparse.Namespace) -> tuple[Engine, Choice, list[Prompt]]:
     ):
         engine.submit(request)
     return engine, choice, prompts
-
-
-def _check_policy(args: argparse.Namespace, policy: Policy, prompts: Sequence[Prompt]) -> None:
-    """UserError for a policy that cannot run live, or not so, before anything is measured."""
-    check_live(policy)
-    hot = any(heat_of(prompt, args.temperature) > 0 for prompt in prompts)
-    if policy.anticipating and hot and not args.allow_anticipating:
-        raise UserError(
-            f"policy {args.policy!r} sizes on current confidences, which biases sampled text;"
-            " use --temperature 0, another policy, or --allow-anticipating"
-        )
 
 
 def run(args: argparse.Namespace) -> int:

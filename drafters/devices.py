@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
+
 import torch
 
 from drafters.errors import UserError
@@ -30,3 +33,13 @@ def usable(device: str) -> str:
         say_once(f"no CUDA device for {device!r}: running on the CPU")
         return "cpu"
     return checked(device)
+
+
+def available_bytes() -> float:
+    """Memory that a new allocation may fill without swapping; inf where the system doesn't say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return math.inf
+    found = (line.split() for line in lines if line.startswith("MemAvailable:"))
+    return next((1024.0 * int(words[1]) for words in found), math.inf)

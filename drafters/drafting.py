@@ -172,9 +172,9 @@ class DraftRunner:
         """Give the drafter the ``pending`` features of the rows that draft; equally long parts
         share a call, so that none is padded."""
         alike: dict[int, list[int]] = {}
+        self.set_aside([row for row in rows if row.drafted and row.pending])
         for slot, row in enumerate(rows):
             if row.drafted and row.pending:
-                self.set_aside(row)
                 alike.setdefault(row.cached - row.extended, []).append(slot)
         for count, slots in alike.items():
             group = [rows[slot] for slot in slots]
@@ -198,20 +198,25 @@ class DraftRunner:
     ) -> None:
         """Leave with each row, which had so many ``counts`` of the flattened tokens, the features
         of the first ``kept`` of them: where they lie, if a captured draft can take them there."""
-        starts = accumulate(counts, initial=0)
-        in_place = features is self._features and self.captures
-        for row, start, count in zip(rows, starts, kept, strict=False):
-            if in_place and count <= self.gamma + 1 and not row.pending:
+        in_buffer = features is self._features
+        for row, start, count in zip(rows, accumulate(counts, initial=0), kept, strict=False):
+            if in_buffer:
                 row.kept = start, count
             else:
-                part = features[start : start + count]
-                row.pending.append(part.clone() if features is self._features else part)
+                row.pending.append(features[start : start + count])
+        if in_buffer:
+            taken = self.gamma + 1 if self.captures else 0
+            self.set_aside([row for row in rows if row.pending or row.kept[1] > taken])
 
-    def set_aside(self, row: Running) -> None:
-        """Move what the last pass's buffer still holds of a row to where it stays."""
-        start, count = row.kept
-        if count:
-            row.pending.append(self._features[start : start + count].clone())
+    def set_aside(self, rows: Sequence[Running]) -> None:
+        """Move what the last pass's buffer still holds of rows to where it stays, in one copy."""
+        held = [row for row in rows if row.kept[1]]
+        if not held:
+            return
+        lines = [line for row in held for line in range(row.kept[0], sum(row.kept))]
+        parts = self._features[self._tensor(lines)].split([row.kept[1] for row in held])
+        for row, part in zip(held, parts, strict=True):
+            row.pending.append(part)
             row.kept = 0, 0
 
     def move(self, source: int, destination: int, row: Running) -> None:

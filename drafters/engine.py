@@ -87,11 +87,12 @@ class Engine:
         self.stops, self.calibration = stops, tuple(calibration)
         self.gamma = drafter.gamma if drafter else cost.gamma
         check(config, self.gamma, target)
-        self.runner = runner or make_runner(target, drafter, self.gamma, config)
+        drafting = None if policy.draft_lengths == () else drafter
+        self.runner = runner or make_runner(target, drafting, self.gamma, config)
         self.runner.forget()
         self.watch = Stopwatch(self.runner.device)
         self.lag = ConfidenceLag(config.max_requests, self.gamma, policy.lag)
-        self.line = Admission(config, self.gamma, self.runner.move)
+        self.line = Admission(config, self.gamma, self.runner.move, self.runner.wipe)
         self.ended = self.line.ended
         self.log = StepLog()
         self._clock, self._started = clock, clock()

@@ -68,13 +68,7 @@ def judge(
     bounds = [0, *accumulate(1 + length for length in lengths)]
     cu_rows = torch.tensor(bounds, dtype=torch.long, device=device)
     drawn = torch.from_numpy(uniforms_of(rows, gamma)).to(device)
-    if proposal is None:
-        empty = cu_rows.new_empty((len(rows), 0))
-        proposal = Proposal(empty, logits.new_empty((len(rows), 0, logits.shape[1])), None)
-    accept = drawn[:, gamma : gamma + proposal.tokens.shape[1]]
-    given = Drafts(
-        proposal.tokens, proposal.logits, accept, drawn[:, -1].contiguous(), proposal.law
-    )
+    given = _drafts(proposal, drawn, gamma, logits)
     verdict = verify(logits, cu_rows, given, temperatures_of(rows, device))
     told = torch.cat((verdict.accepted, verdict.next_tokens, choices[:verified])).tolist()
     accepted, following, best = told[: len(rows)], told[len(rows) : 2 * len(rows)], told[-verified:]
@@ -84,14 +78,25 @@ def judge(
     return accepted, following
 
 
-def rehearse(proposal: Proposal, target_logits: Tensor) -> None:
+def _drafts(proposal: Proposal | None, drawn: Tensor, gamma: int, logits: Tensor) -> Drafts:
+    """What ``verify`` judges with the uniforms ``drawn`` [n, 2 gamma + 1] of each row; no drafts
+    where there is no proposal. ``logits`` [.., V] are the target's."""
+    if proposal is None:
+        none = drawn.new_empty((len(drawn), 0), dtype=torch.long)
+        proposal = Proposal(none, logits.new_empty((len(drawn), 0, logits.shape[1])), None)
+    accept = drawn[:, gamma : gamma + proposal.tokens.shape[1]]
+    following = drawn[:, -1].contiguous()
+    return Drafts(proposal.tokens, proposal.logits, accept, following, proposal.law)
+
+
+def rehearse(proposal: Proposal | None, target_logits: Tensor, gamma: int) -> None:
     """Judge none of the drafts of a proposal for n requests, after ``target_logits`` [n, V]: what
     judges blocks of this size at temperatures above 0 is then compiled. Its numbers do not matter.
     """
-    (n, length), device = proposal.tokens.shape, target_logits.device
-    drawn = torch.zeros((n, length + 1), dtype=torch.float64, device=device)
-    tokens, last = torch.zeros_like(proposal.tokens), drawn[:, -1].contiguous()
-    given = Drafts(tokens, proposal.logits, drawn[:, :length], last, proposal.law)
+    n, device = len(target_logits), target_logits.device
+    drawn = torch.zeros((n, 2 * gamma + 1), dtype=torch.float64, device=device)
+    given = _drafts(proposal, drawn, gamma, target_logits)
+    given = given._replace(tokens=torch.zeros_like(given.tokens))
     verify(target_logits, torch.arange(n + 1, device=device), given, torch.ones(n, device=device))
 
 

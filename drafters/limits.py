@@ -43,10 +43,15 @@ class EngineConfig:
     """Seed of every draw."""
 
 
-def check_live(policy: Policy) -> None:
-    """UserError for a policy that no live loop can serve."""
+def check_live(policy: Policy, sampled: bool = False) -> None:
+    """UserError for a policy that no live loop can serve; ``sampled``: or that would bias text."""
     if policy.analysis_only:
         raise UserError(f"policy {policy.name!r} needs the true acceptance; simulate it instead")
+    if sampled and policy.anticipating:
+        raise UserError(
+            f"policy {policy.name!r} sizes on current confidences, which biases sampled text; give"
+            " temperature 0 to all prompts, another policy, or drafters.decode --allow-anticipating"
+        )
 
 
 def check(config: EngineConfig, gamma: int, target: Target) -> None:

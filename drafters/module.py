@@ -70,8 +70,8 @@ class DraftModule(nn.Module):
         ``teacher_forced``, ``input_ids[anchor + 1 :]``.
         """
         features = _of_one_request(target_features, 2, "target_features")
-        features = features.to(self.norm.weight.dtype)
-        tokens = _of_one_request(input_ids, 1, "input_ids")
+        features = features.to(self.norm.weight)
+        tokens = _of_one_request(input_ids, 1, "input_ids").to(features.device)
         anchor = _position(anchor)
         self._check_request(features, tokens, anchor, teacher_forced)
         tokens = tokens.long()

@@ -4,7 +4,7 @@ also heed ``temperature`` and ``max_tokens``."""
 from __future__ import annotations
 
 import hashlib
-import math
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,11 @@ class Prompt:
     """Sampling temperature asked for; None: the run's."""
     max_tokens: int | None = None
     """Output tokens at most; None: the run's limit alone."""
+
+    @property
+    def stated(self) -> tuple[float | None, int | None]:
+        """What it asks for beside its text."""
+        return self.temperature, self.max_tokens
 
     @property
     def split(self) -> str:
@@ -55,7 +60,12 @@ def load_prompts(paths: Iterable[str | Path], split: str = "all") -> list[Prompt
     for path in _files(paths):
         for where, row in rows(path):
             prompt = _parse(row, where, path.stem)
-            prompts.setdefault(prompt.key, prompt)
+            first = prompts.setdefault(prompt.key, prompt)
+            if first.stated != prompt.stated:
+                raise UserError(
+                    f"{where}: this prompt came before with another temperature or max_tokens; give"
+                    " each text once in a run"
+                )
     kept = [p for p in prompts.values() if split in ("all", p.split)]
     if not kept:
         names = ", ".join(map(str, paths))
@@ -88,12 +98,16 @@ def _parse(row: dict[str, Any], where: str, stem: str) -> Prompt:
     text, temperature, most = (row.get(name) for name in ("prompt", "temperature", "max_tokens"))
     if not isinstance(text, str) or not text.strip():
         raise UserError(f"{where}: needs a non-empty string 'prompt'")
-    if temperature is not None and not (_number(temperature) and 0 <= temperature < math.inf):
+    try:
+        key = prompt_key(text)
+    except UnicodeEncodeError:
+        raise UserError(f"{where}: 'prompt' holds half a surrogate pair; give whole text") from None
+    if temperature is not None and not (_finite(temperature) and temperature >= 0):
         raise UserError(f"{where}: temperature {temperature!r} must be a number, 0 or more")
-    if most is not None and not (_number(most) and most >= 1 and most == int(most)):
+    if most is not None and not (_finite(most) and most >= 1 and most == int(most)):
         raise UserError(f"{where}: max_tokens {most!r} must be a whole number, 1 or more")
     return Prompt(
-        key=prompt_key(text),
+        key=key,
         text=text,
         domain=str(row.get("domain", "other")),
         dataset=str(row.get("dataset", stem)),
@@ -102,6 +116,7 @@ def _parse(row: dict[str, Any], where: str, stem: str) -> Prompt:
     )
 
 
-def _number(value: Any) -> bool:
-    """Whether JSON holds a number here."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _finite(value: Any) -> bool:
+    """Whether JSON holds a number here that a float can hold."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and abs(value) <= sys.float_info.max

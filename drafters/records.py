@@ -99,8 +99,8 @@ class StepLog:
 
 def request_columns(sequences: Iterable[Running]) -> dict[str, list[Any]]:
     """Columns of ``live_requests``, by request id; further: arrival (NaN for one that a closed loop
-    never came to), domain (index into the manifest's), name, temperature, preemptions, why it
-    failed."""
+    never came to), domain (index into the manifest's, -1 for one that it lacks), name, temperature,
+    output tokens at most, preemptions, why it failed."""
     rows = sorted(sequences, key=lambda s: s.request.request_id)
     return {
         "request_id": [s.request.request_id for s in rows],
@@ -115,6 +115,7 @@ def request_columns(sequences: Iterable[Running]) -> dict[str, list[Any]]:
         "domain": [s.request.domain for s in rows],
         "name": [s.request.name for s in rows],
         "temperature": [s.request.temperature for s in rows],
+        "max_new": [s.request.max_new for s in rows],
         "preemptions": [s.preemptions for s in rows],
         "reason": [s.reason for s in rows],
     }

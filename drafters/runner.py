@@ -101,9 +101,11 @@ class Runner:
             self._captured_pass(size)
         if self.drafts is not None:
             self.drafts.capture(hot, lengths)
-            for proposal in self.drafts.left() if hot else ():
-                logits = self._features.new_zeros(len(proposal.tokens), self.target.vocab_size)
-                rehearse(proposal, logits)
+        if hot:
+            left = self.drafts.left() if self.drafts else ()
+            for n, proposal in [(1, None), (2, None), *((len(p.tokens), p) for p in left)]:
+                logits = self._features.new_zeros(n, self.target.vocab_size)
+                rehearse(proposal, logits, self.gamma)
 
     def _captured_pass(self, size: int) -> CapturedPass:
         if size not in self._passes:
@@ -190,8 +192,8 @@ class Runner:
         ]
         joining = zip(rows[decoding:], chunks, strict=True)
         parts += [row.tokens[row.cached : row.cached + chunk] for row, chunk in joining]
-        for row in rows if self.drafts else ():
-            self.drafts.set_aside(row)
+        if self.drafts is not None:
+            self.drafts.set_aside(rows)
         return self._pass(rows, parts, decoding, sources)
 
     def _pass(

@@ -13,7 +13,7 @@ from torch import nn
 from drafters.base import Drafter
 from drafters.checkpoint import FAMILIES
 from drafters.config import DraftConfig
-from drafters.devices import checked
+from drafters.devices import available_bytes, checked
 from drafters.errors import UserError
 from drafters.layers import LayerShape
 from drafters.rope import Rope
@@ -93,8 +93,17 @@ def _filled(make: Callable[[], M], dtype: torch.dtype, device: torch.device) -> 
     """A frozen module whose weights were only ever allocated in ``dtype`` on ``device``."""
     with torch.device("meta"):
         module = make().to(dtype)
+    _check_memory(module, device)
     module = module.to_empty(device=device)
     for parameter in module.parameters():
         parameter.requires_grad_(False)
         parameter.normal_(0.0, 0.02) if parameter.dim() > 1 else parameter.fill_(1.0)
     return module.eval()
+
+
+def _check_memory(module: nn.Module, device: torch.device) -> None:
+    """MemoryError where the CPU's memory can't hold the weights: Linux hands out more than it has,
+    and ends the process once the pages are written."""
+    wanted = sum(p.numel() * p.element_size() for p in module.parameters())
+    if device.type == "cpu" and wanted > available_bytes():
+        raise MemoryError

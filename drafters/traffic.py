@@ -113,15 +113,15 @@ def make_requests(
         turn, at = divmod(i, len(prompts))
         prompt = prompts[at]
         heat = heat_of(prompt, temperature)
-        limits = (max_new, prompt.max_tokens, arrival and arrival.output_tokens)
+        limits = max_new, prompt.max_tokens, arrival.output_tokens if arrival else None
         made.append(
             Request(
                 request_id=i,
                 name=f"{prompt.key}/T{heat:g}/{turn}",
                 prompt=tuple(encoded[at]),
-                max_new=min(limit for limit in limits if limit),
+                max_new=min(limit for limit in limits if limit is not None),
                 temperature=heat,
-                domain=codes.get(prompt.domain, 0),
+                domain=codes.get(prompt.domain, -1),
                 arrival_s=arrival.at_s if arrival else None,
             )
         )

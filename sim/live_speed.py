@@ -27,6 +27,7 @@ from gpu_traces.files import replacing
 from gpu_traces.latency import LatencyModel
 from gpu_traces.schema import AcceptanceTraces
 from policies import registry
+from policies.export import read_policy
 from sim import options, setup
 from sim.records import Records
 from sim.replay import match_responses
@@ -67,6 +68,8 @@ def read_live(folder: Path | str) -> LiveRun:
     told, steps, requests = bundle.manifest.live, bundle.live_steps, bundle.live_requests
     if not told or steps is None or requests is None:
         raise ValueError(f"{folder}: no live run; give folders of drafters.decode or campaign_live")
+    if steps.empty:
+        raise ValueError(f"{folder}: the run took no step; there is no speed to compare")
     last = steps.iloc[-1]
     spent = sum(float(last[f"{part}_us"]) for part in ("draft", "verify", "plan", "overhead"))
     return LiveRun(
@@ -95,7 +98,8 @@ def workload(run: LiveRun, bundle: Bundle, seed: int = 0) -> Workload:
         dtype=np.int64,
     )
     generated = requests["output_tokens"].to_numpy(dtype=np.int64)
-    recorded = np.minimum(traces.response_tokens[response], run.max_new)
+    most = requests["max_new"].to_numpy() if "max_new" in requests else run.max_new
+    recorded = np.minimum(traces.response_tokens[response], most)
     done = requests["e2e_s"].notna().to_numpy()
     arrival_s = requests["arrival_s"].to_numpy(dtype=np.float64)
     if not run.open_loop:
@@ -124,6 +128,12 @@ def _stand_in(
     traces: AcceptanceTraces, domain: int, temperature: float, rng: np.random.Generator
 ) -> int:
     alike = np.abs(traces.temperature - temperature) < 1e-3
+    if not alike.any():
+        known = ", ".join(f"{t:g}" for t in np.unique(traces.temperature))
+        raise ValueError(
+            f"a request of temperature {temperature:g}, but bundle {traces.name} holds responses of"
+            f" {known}; give a bundle recorded at that temperature"
+        )
     mine = np.flatnonzero(alike & (traces.domain == domain))
     return int(rng.choice(mine if mine.size else np.flatnonzero(alike)))
 
@@ -132,7 +142,7 @@ def serve(
     run: LiveRun, bundle: Bundle, latency: LatencyModel, seed: int = 0, spread: bool = True
 ) -> Records:
     """The run's requests in the simulator, until the live run's end if it was cut off."""
-    name, parameters = registry.parse(run.policy)
+    name, parameters = _policy(run.policy)
     engine = EngineConfig(
         max_requests=run.max_requests,
         max_step_tokens=run.max_step_tokens,
@@ -147,6 +157,14 @@ def serve(
     )
     work = workload(run, bundle, seed)
     return simulate(bundle.traces, latency, work, name, config, seed, **parameters)
+
+
+def _policy(text: str) -> tuple[str, dict[str, Any]]:
+    """Name and parameters of a live run's policy, given by name or as a policy file."""
+    if not text.endswith(".json"):
+        return registry.parse(text)
+    file = read_policy(Path(text))
+    return file.policy, file.parameters
 
 
 def compare(run: LiveRun, records: Records) -> dict[str, Any]:

@@ -272,11 +272,17 @@ def compare_live(live: Path, bundle_name: str, policy: str) -> Comparison:
             raise ValueError(f"{path}: no such file; --live is a folder of drafters.decode")
     bundle = read_bundle(bundle_name)
     live_requests = read_frame(requests)
-    response = match_responses(live_requests, bundle)
+    greedy = live_requests
+    if "temperature" in live_requests:
+        greedy = live_requests[live_requests["temperature"] == 0]
+    response = match_responses(greedy, bundle)
     if not response:
-        raise ValueError(f"{live}: none of its prompts is in bundle {bundle.name}")
+        raise ValueError(f"{live}: none of its prompts is in bundle {bundle.name} at temperature 0")
     made, cost = _policy(policy, bundle)
-    return replay(bundle.traces, read_frame(steps), live_requests, response, made, cost)
+    found = replay(bundle.traces, read_frame(steps), live_requests, response, made, cost)
+    if found.requests.empty:
+        raise ValueError(f"{live}: its texts are all longer than those in bundle {bundle.name}")
+    return found
 
 
 def _policy(text: str, bundle: Bundle) -> tuple[Policy, CostTable]:

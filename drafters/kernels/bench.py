@@ -10,7 +10,6 @@ whichever is longer. Rows are appended to the CSV with the machine they were mea
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 from collections.abc import Callable
@@ -32,13 +31,14 @@ from drafters.kernels.measure import (
     origin,
     time_call,
 )
+from gpu_traces.commands import Parser
 
 ROOT = Path(__file__).parents[2]
 
 
 def main(argv: list[str] | None = None) -> int:
     """Exit code 0, or 2 with one line on stderr."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = Parser("python -m drafters.kernels.bench", __doc__.partition("\n")[0])
     parser.add_argument("operations", nargs="*", help=f"default: all of {', '.join(OPERATIONS)}")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     parser.add_argument("--out", type=Path, default=Path("kernels.csv"), help="CSV to append to")

@@ -47,15 +47,17 @@ class Tiling(NamedTuple):
         return rows, min(blocks, most) if self.per_processor else blocks
 
 
-def tiling(requests: int, rank: int, dtype: torch.dtype) -> Tiling:
-    """Tiles for ``requests`` latents of ``rank``, which fill 227 KB of shared memory at most.
+def tiling(requests: int, rank: int, dtype: torch.dtype, *logits: torch.dtype) -> Tiling:
+    """Tiles for ``requests`` latents of ``rank`` in ``dtype`` beside such ``logits``, which fill
+    227 KB of shared memory at most.
 
     A short rank leaves little to load per tile, so all tiles go at once. Else the latents weigh as
     much as W2's tile: a program reads them once and walks over vocabulary blocks of 64, two of
     which fit beside them.
     """
     wide = dtype.itemsize > 2  # products of fp32 run in registers
-    block_r = min(64 if wide else 128, max(16, triton.next_power_of_2(requests)))
+    widest = max(t.itemsize for t in (dtype, *logits))
+    block_r = min(128 if widest <= 2 else 64, max(16, triton.next_power_of_2(requests)))
     depth = max(16, triton.next_power_of_2(rank))
     block_k = depth if depth <= (64 if wide else 256) else 64
     if rank <= 64:

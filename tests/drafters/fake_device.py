@@ -362,6 +362,9 @@ def emulated() -> Iterator[Device]:
         work = dispatch._load(operation, "reference")
 
         def launch(*args: Any) -> Any:
+            tensors = [x for x in tree_iter(args) if isinstance(x, Tensor)]
+            if isinstance(tensor, Tagged) and not all(isinstance(x, Tagged) for x in tensors):
+                raise RuntimeError(f"{operation}: a kernel got a tensor on cpu")
             graph, device.capturing = device.capturing, None
             try:
                 out = leniently(work)(*args)

@@ -149,6 +149,9 @@ class Memory:
     def move(self, source: int, destination: int, length: int) -> None:
         self.held[destination] = self.held[source][:length]
 
+    def wipe(self, slot: int) -> None:
+        self.held[slot] = []
+
 
 def cost_table(gamma: int = GAMMA, token_s: float = 1e-3) -> CostTable:
     draft = np.outer(np.arange(gamma + 1) > 0, np.full(65, 1e-3)).astype(float)

@@ -17,6 +17,7 @@ import torch
 from drafters import (
     campaign,
     campaign_latency,
+    campaign_live,
     campaign_report,
     campaign_run,
     campaign_stages,
@@ -207,6 +208,43 @@ def test_bundles_of_one_drafter_go_by_their_own_names(tmp_path: Path) -> None:
     drawn = campaign_report.acceptance(bundles, bundles[0].manifest.temperatures[0])
     assert all(f">{bundle.name}<" in drawn for bundle in bundles)
     assert set(campaign_report.calibrations(bundles)[0]["drafter"]) == {"one", "two"}
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--policies", "adaspec"], "biases sampled text"),
+        (["--policies", "oracle"], "needs the true acceptance"),
+        (["--arrivals", "a/x.csv", "b/x.csv"], "give each its own name"),
+        (["--arrivals", "none.csv"], "none.csv: no such file"),
+        (["--concurrency", "0"], "'0' must be a whole number, 1 or more"),
+        (["--max-new", "0"], "'0' must be a whole number, 1 or more"),
+    ],
+)
+def test_live_runs_are_refused_before_models_are_loaded(
+    tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch, words: list[str], says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delattr("drafters.campaign_live.Live.__init__")
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.csv").write_text("arrival_s\n0\n")
+    common = [
+        "--drafter",
+        "ngram",
+        "--bundle",
+        "smollm2-dspark-cpu",
+        "--prompts",
+        "p",
+        "--out",
+        "o",
+    ]
+    try:
+        code = campaign_live.main([*common, *words])
+    except SystemExit as stop:
+        code = int(str(stop.code))
+    assert code == 2
+    assert says in capsys.readouterr().err
 
 
 def test_threads_of_a_processor_are_one_machine(tmp_path: Path) -> None:

@@ -213,6 +213,7 @@ class Spy:
     anticipating = False
     needs_confidences = True
     first_draft: int | None = None
+    draft_lengths: tuple[int, ...] | None = None
 
     def __init__(self, inner: Policy, lag: int = 0) -> None:
         self.inner, self.lag = inner, lag

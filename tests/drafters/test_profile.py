@@ -60,6 +60,14 @@ def test_random_drafters_of_every_family_draft(family: str) -> None:
     assert (steps["mode"] == "draft").any()
 
 
+def test_weights_that_do_not_fit_are_refused_before_they_are_filled(
+    tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("drafters.shapes.available_bytes", lambda: 1000.0)
+    assert main(["--shape", "tiny", "--out", str(tmp_path / "out")]) == 2
+    assert "the models do not fit into the memory of cpu" in capsys.readouterr().err
+
+
 def test_shapes_count_the_parameters_of_their_models() -> None:
     """Against the published parameter counts, within 2 %."""
     published = {

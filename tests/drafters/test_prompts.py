@@ -29,6 +29,10 @@ def write(path: Path, rows: list[object]) -> Path:
         ([{"prompt": "a", "max_tokens": 0}], r"line 1: max_tokens 0 must be a whole number, 1 or"),
         ([{"prompt": "a", "max_tokens": 1.5}], r"max_tokens 1\.5 must be a whole number"),
         ([{"prompt": "a", "max_tokens": True}], r"max_tokens True must be a whole number"),
+        (['{"prompt": "a", "max_tokens": Infinity}'], r"max_tokens inf must be a whole number"),
+        ([{"prompt": "a", "temperature": 10**400}], r"line 1: temperature 1000.* must be a number"),
+        ([r'{"prompt": "\ud800"}'], r"line 1: 'prompt' holds half a surrogate pair"),
+        ([{"prompt": "a"}, {"prompt": "a", "temperature": 1}], r"line 2: this prompt came before"),
         ([], r"no prompts in .*p\.jsonl"),
     ],
 )

@@ -85,6 +85,11 @@ def test_without_a_file_requests_come_as_there_is_room() -> None:
     assert {request.max_new for request in made} == {64}
 
 
+def test_a_domain_that_the_bundle_lacks_is_none_of_its_own() -> None:
+    made = make_requests([Prompt("1", "one", "law", "set")], [[1]], [], ["chat"], 64, 0.0)
+    assert made[0].domain == -1
+
+
 def test_a_prompt_that_states_its_temperature_and_limit_has_them() -> None:
     prompts = [
         Prompt("1", "one", "math", "set", temperature=0.7, max_tokens=5),

@@ -256,6 +256,18 @@ def test_logits_that_are_no_numbers_touch_their_request_alone(run, law, device):
     assert ((got.next_tokens >= 0) & (got.next_tokens < 97)).all()
 
 
+@pytest.mark.filterwarnings("ignore:invalid value")  # of numpy, in the interpreter
+@pytest.mark.parametrize("run", [reference.verify, kernel.verify], ids=["torch", "triton"])
+@pytest.mark.parametrize("law", ["markov", "complete"])
+def test_drafts_whose_law_is_no_number_are_not_accepted(run, law, device):
+    given = case([2, 3, 1, 2, 4], 97, torch.float32, law, device)
+    hurt = given.law._replace(log_probs=torch.full_like(given.law.log_probs, float("nan")))
+    hot = torch.full_like(given.temperatures, 0.8)
+    got = run(*given._replace(law=hurt, temperatures=hot))
+    assert (got.accepted == 0).all()
+    assert ((got.next_tokens >= 0) & (got.next_tokens < 97)).all()
+
+
 def test_rows_beyond_32_bits(device):
     near = case([4, 2, 3], 97, torch.bfloat16, "complete", device)
     expected = kernel.verify(*near)

@@ -15,6 +15,7 @@ import pytest
 from gpu_traces.bundle import DATA
 from gpu_traces.latency import linear
 from gpu_traces.synthetic import synthetic_traces
+from policies.export import PolicyFile, write_policy
 from sim import live_speed
 from sim.live_speed import LiveRun, compare, serve, workload
 from tests.sim import naive
@@ -91,6 +92,30 @@ def test_a_run_that_was_cut_off_is_held_against_the_same_seconds() -> None:
     np.testing.assert_array_equal(again.output_tokens, TRACES.response_tokens)
     found = compare(cut, serve(cut, BUNDLE, WORLD, spread=False))
     assert found["sim_tok_s"] * end_s == pytest.approx(by_then)
+
+
+def test_a_request_that_was_cut_off_is_no_longer_than_it_asked_for() -> None:
+    run = live_run("fixed-k", np.zeros(TRACES.responses))
+    requests = run.requests.assign(e2e_s=np.nan, output_tokens=1, max_new=3)
+    made = workload(replace(run, requests=requests), BUNDLE)
+    np.testing.assert_array_equal(made.output_tokens, np.minimum(3, TRACES.response_tokens))
+
+
+def test_a_temperature_that_was_not_recorded_is_told_in_one_line() -> None:
+    run = live_run("fixed-k", np.zeros(TRACES.responses))
+    requests = run.requests.assign(temperature=0.3)
+    requests.loc[0, "request_id"] = 999
+    with pytest.raises(ValueError, match=r"temperature 0\.3, but bundle .* holds responses of"):
+        workload(replace(run, requests=requests), BUNDLE)
+
+
+def test_a_policy_file_names_the_policy_of_a_run(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    run = live_run("fixed-k", np.zeros(TRACES.responses))
+    cost = WORLD.cost_table("linear")
+    path = tmp_path / "policy.json"
+    write_policy(path, PolicyFile("fixed-k", {}, TRACES.gamma, cost))
+    named, filed = (serve(replace(run, policy=p), BUNDLE, WORLD) for p in (run.policy, str(path)))
+    pd.testing.assert_frame_equal(named.requests, filed.requests)
 
 
 def test_a_prompt_that_was_not_recorded_takes_one_of_its_domain() -> None:

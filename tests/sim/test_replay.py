@@ -5,6 +5,9 @@ The live run is played by the naive engine, which shares no code with the replay
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,7 +15,8 @@ import pytest
 from gpu_traces.latency import linear
 from gpu_traces.synthetic import synthetic_traces
 from policies import registry
-from sim.replay import Comparison, replay
+from policies.export import PolicyFile, write_policy
+from sim.replay import Comparison, compare_live, replay
 from tests.sim import naive
 from tests.sim.worlds import workload_of
 
@@ -65,6 +69,28 @@ def test_another_policy_is_found_out() -> None:
     found = compare(*live_run("confidence"), "fixed-k")
     assert found.different > TRACES.responses / 2
     assert len(found.document()["differing"]) == found.different
+
+
+def test_sampled_requests_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They agree with a replay in law, not one for one; with none left there is no verdict."""
+    steps, requests = live_run("fixed-k")
+    responses = pd.DataFrame({"request_id": np.arange(TRACES.responses)})
+    bundle = SimpleNamespace(name="b", traces=TRACES, responses=responses)
+    monkeypatch.setattr("sim.replay.read_bundle", lambda name: bundle)
+    cost = WORLD.cost_table("linear")
+    write_policy(tmp_path / "policy.json", PolicyFile("fixed-k", {}, TRACES.gamma, cost))
+    steps.to_parquet(tmp_path / "live_steps.parquet")
+    sampled = requests["request_id"] % 2
+    requests.assign(temperature=sampled).to_parquet(tmp_path / "live_requests.parquet")
+    found = compare_live(tmp_path, "b", str(tmp_path / "policy.json"))
+    assert (found.equal, found.left_out) == ((sampled == 0).sum(), sampled.sum())
+    requests.assign(temperature=0.7).to_parquet(tmp_path / "live_requests.parquet")
+    with pytest.raises(ValueError, match="none of its prompts is in bundle b at temperature 0"):
+        compare_live(tmp_path, "b", str(tmp_path / "policy.json"))
+    longer = requests.assign(output_tokens=10**6)
+    longer.to_parquet(tmp_path / "live_requests.parquet")
+    with pytest.raises(ValueError, match="all longer than those in bundle b"):
+        compare_live(tmp_path, "b", str(tmp_path / "policy.json"))
 
 
 def test_a_text_longer_than_recorded_is_left_out() -> None:

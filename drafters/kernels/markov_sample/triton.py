@@ -46,7 +46,7 @@ def markov_sample(
     """See ``drafters.kernels.markov_sample``."""
     requests, gamma, vocab = logits.shape
     rank, device = head.w1.shape[1], logits.device
-    tile = tiling(requests, rank, head.w2.dtype)
+    tile = tiling(requests, rank, head.w2.dtype, logits.dtype)
     blocks = triton.cdiv(vocab, tile.block_v)
     latents = torch.empty((requests, gamma, rank), dtype=head.w1.dtype, device=device)
     if gamma:

@@ -18,16 +18,25 @@ CASES: dict[str, dict[str, Any]] = {
     for name, heads in (("smollm2-135m", (9, 3, 64)), ("qwen3-8b", (32, 8, 128)))
     for requests, rows, context in ((1, 8, 1024), (1, 8, 16_384), (128, 8, 1024), (128, 1, 1024))
 }
+CASES["qwen3-8b R=128 q=8 context=1024 fp32"] = {
+    **CASES["qwen3-8b R=128 q=8 context=1024"],
+    "dtype": torch.float32,
+}
 
 BLOCK_SIZE = 16
 
 
 def inputs(
-    device: torch.device, heads: tuple[int, int, int], requests: int, rows: int, context: int
+    device: torch.device,
+    heads: tuple[int, int, int],
+    requests: int,
+    rows: int,
+    context: int,
+    dtype: torch.dtype = torch.bfloat16,
 ) -> tuple[Any, ...]:
-    """bf16 arguments with a shuffled cache, every request of the same length."""
+    """Arguments with a shuffled cache, every request of the same length."""
     query_heads, kv_heads, size = heads
-    make: dict[str, Any] = {"device": device, "dtype": torch.bfloat16}
+    make: dict[str, Any] = {"device": device, "dtype": dtype}
     blocks = context // BLOCK_SIZE
     cache = requests * blocks, BLOCK_SIZE, kv_heads, size
     return (

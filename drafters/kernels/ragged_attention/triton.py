@@ -14,7 +14,9 @@ from torch import Tensor
 
 from drafters.kernels.tiles import NEGATIVE_INFINITY, interpreted
 
-BLOCK_N = 64
+BLOCK_N, WARPS = 64, 4
+BLOCK_N_WIDE, WARPS_WIDE = 32, 8
+"""Keys of a tile and warps where queries are fp32, whose products run in registers."""
 ENOUGH_PROGRAMS = 256
 MIN_SPLIT_TOKENS = 512
 
@@ -35,7 +37,7 @@ def ragged_attention(
     if requests == 0 or rows == 0 or max_rows == 0:
         return torch.zeros(queries.shape, dtype=queries.dtype, device=queries.device)
     out = torch.empty(queries.shape, dtype=queries.dtype, device=queries.device)
-    group = heads // kv_heads
+    group, wide = heads // kv_heads, queries.dtype.itemsize > 2
     block_m = min(64, max(16, triton.next_power_of_2(max_rows * group)))
     grid = (requests, kv_heads, triton.cdiv(max_rows * group, block_m))
     splits = _splits(grid[0] * grid[1] * grid[2], block_tables.shape[1] * block_size)
@@ -67,8 +69,9 @@ def ragged_attention(
         SIZE=size,
         BLOCK_E=max(16, triton.next_power_of_2(size)),
         BLOCK_M=block_m,
-        BLOCK_N=BLOCK_N,
+        BLOCK_N=BLOCK_N_WIDE if wide else BLOCK_N,
         WIDE=interpreted(),
+        num_warps=WARPS_WIDE if wide else WARPS,
     )
     if splits > 1:
         _join[(rows, heads)](

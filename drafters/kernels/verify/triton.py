@@ -65,7 +65,8 @@ def verify(
     target = (target_logits, target_logits.stride(0), cu_rows, temperatures, values)
     draft = _draft_arguments(law, target_logits, temperatures)
     rank = 0 if law is None or law.latents is None else law.latents.shape[-1]
-    tile = tiling(requests, rank, target_logits.dtype if law is None else draft[4].dtype)
+    read = () if law is None else (law.logits.dtype,)
+    tile = tiling(requests, rank, draft[4].dtype, target_logits.dtype, *read)
     sums = triton.cdiv(vocab, tile.block_v)
     masses = torch.empty((requests, sums), dtype=torch.float32, device=device)
     tail = {
@@ -248,7 +249,7 @@ def _judge(
                 mask=drafted,
                 other=0.0,
             )
-            stand = uniform < tl.exp(tl.minimum(log_ratio, 0.0))
+            stand = uniform < tl.exp(log_ratio)  # false of NaN
         stand_at = stands + request * (gamma + 1) + position
         tl.store(stand_at, stand.to(tl.int32), mask=drafted)
 
