@@ -151,14 +151,8 @@ def write_latency_bundles(
 def run(args: argparse.Namespace) -> None:
     """Measure every drafter whose table is not there yet; one that cannot be loaded is told of at
     the end."""
-    for text in args.drafters:
-        name, equals, source = text.partition("=")
-        if not (name and equals and source):
-            raise UserError(
-                f"--drafters {text!r} must be NAME=SOURCE, as small=dspark-smollm2-135m"
-            )
-        if args.shape:
-            check_place(args.out / name, force=True)
+    for name, _ in args.drafters if args.shape else ():
+        check_place(args.out / name, force=True)
     dtype = getattr(torch, args.dtype)
     if args.shape:
         target = random_target(args.shape, dtype, args.device)
@@ -166,8 +160,7 @@ def run(args: argparse.Namespace) -> None:
         target = load_target(args.target, dtype, args.device)
     shared: pd.DataFrame | None = None
     troubles = []
-    for text in args.drafters:
-        name, _, source = text.partition("=")
+    for name, source in args.drafters:
         path = args.tables / f"{name}.parquet"
         if not path.exists():
             make = random_drafter if args.shape else drafters.load
@@ -190,14 +183,22 @@ def run(args: argparse.Namespace) -> None:
         raise UserError("; ".join(troubles))
 
 
+def named_source(text: str) -> tuple[str, str]:
+    """An argparse type: ``NAME=SOURCE`` as a pair."""
+    name, _, source = text.partition("=")
+    if not (name and source):
+        raise argparse.ArgumentTypeError(f"{text!r} must be NAME=SOURCE, as a=dspark-smollm2-135m")
+    return name, source
+
+
 def parser() -> argparse.ArgumentParser:
     """Options of the command."""
     made = Parser("python -m drafters.campaign_latency", __doc__.partition("\n\n")[2])
     add = made.add_argument
     add("--target", default="smollm2-135m", help="fetched name, local folder or hub id")
     add("--shape", default="", help="random target of this architecture instead, as qwen3-8b")
-    add("--drafters", nargs="+", required=True, help="NAME=SOURCE; SOURCE of drafters.load, or"
-        " family-layersL with --shape")  # fmt: skip
+    add("--drafters", nargs="+", required=True, type=named_source,
+        help="NAME=SOURCE; SOURCE of drafters.load, or family-layersL with --shape")  # fmt: skip
     add("--tables", type=Path, required=True, help="folder for one Parquet file per drafter")
     add("--out", type=Path, default=Path(), help="with --shape: folder for latency-only bundles")
     add("--grid", choices=tuple(BANDS), default="cpu", help="bands of shapes")

@@ -108,7 +108,7 @@ class Live:
         return float(done["requests_completed"] / done["wall_s"])
 
     def _engine(self, choice: Choice, concurrency: int) -> Engine:
-        drafter = None if choice.policy.name == "none" else self.drafter
+        drafter = None if choice.policy.draft_lengths == () else self.drafter
         runner = self._runner(drafter, drafter.gamma if drafter else choice.cost.gamma)
         return Engine(
             self.target, drafter, choice.policy, choice.cost, self._config(concurrency),

@@ -171,11 +171,11 @@ class DraftRunner:
     def extend(self, rows: Sequence[Running]) -> None:
         """Give the drafter the ``pending`` features of the rows that draft; equally long parts
         share a call, so that none is padded."""
+        behind = [slot for slot, row in enumerate(rows) if row.drafted and row.pending]
+        self.set_aside([rows[slot] for slot in behind])
         alike: dict[int, list[int]] = {}
-        self.set_aside([row for row in rows if row.drafted and row.pending])
-        for slot, row in enumerate(rows):
-            if row.drafted and row.pending:
-                alike.setdefault(row.cached - row.extended, []).append(slot)
+        for slot in behind:
+            alike.setdefault(rows[slot].cached - rows[slot].extended, []).append(slot)
         for count, slots in alike.items():
             group = [rows[slot] for slot in slots]
             starts = self._tensor([row.extended for row in group])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from drafters import profile
 from drafters.base import Drafter
@@ -18,7 +17,7 @@ from gpu_traces.manifest import Calibration
 from policies import registry
 from policies.base import Policy
 from policies.cost import CostTable, no_cost
-from policies.export import PolicyFile, read_policy
+from policies.export import PolicyFile, policy_file
 
 DEFAULT_GAMMA = 7  # of a run without a drafter, where no policy drafts
 
@@ -100,7 +99,7 @@ def choose(
 
 def _stored(text: str) -> PolicyFile | None:
     try:
-        return read_policy(Path(text)) if text.endswith(".json") else None
+        return policy_file(text)
     except ValueError as error:
         raise UserError(str(error)) from None
 

@@ -145,6 +145,11 @@ def write_json(path: Path, document: Any) -> None:
     temporary.rename(path)
 
 
+def policy_file(text: str) -> PolicyFile | None:
+    """The file that the text of a policy names, by its ending; None for a policy given by name."""
+    return read_policy(Path(text)) if text.endswith(".json") else None
+
+
 def read_policy(path: Path) -> PolicyFile:
     """Read ``policy.json``; ValueError with one line that names the file and what is wrong."""
     try:

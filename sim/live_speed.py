@@ -27,7 +27,7 @@ from gpu_traces.files import replacing
 from gpu_traces.latency import LatencyModel
 from gpu_traces.schema import AcceptanceTraces
 from policies import registry
-from policies.export import read_policy
+from policies.export import policy_file
 from sim import options, setup
 from sim.records import Records
 from sim.replay import match_responses
@@ -161,10 +161,8 @@ def serve(
 
 def _policy(text: str) -> tuple[str, dict[str, Any]]:
     """Name and parameters of a live run's policy, given by name or as a policy file."""
-    if not text.endswith(".json"):
-        return registry.parse(text)
-    file = read_policy(Path(text))
-    return file.policy, file.parameters
+    file = policy_file(text)
+    return (file.policy, file.parameters) if file else registry.parse(text)
 
 
 def compare(run: LiveRun, records: Records) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from gpu_traces.schema import AcceptanceTraces
 from policies import registry
 from policies.base import Policy, StepOutcome, VerifyState
 from policies.cost import CostTable
-from policies.export import read_policy
+from policies.export import policy_file
 from policies.harness import ConfidenceLag, check_plan
 from sim import options, setup
 
@@ -287,11 +287,10 @@ def compare_live(live: Path, bundle_name: str, policy: str) -> Comparison:
 
 def _policy(text: str, bundle: Bundle) -> tuple[Policy, CostTable]:
     gamma = bundle.traces.gamma
-    if text.endswith(".json"):
-        file = read_policy(Path(text))
+    if (file := policy_file(text)) is not None:
         if file.gamma != gamma:
             raise ValueError(f"{text}: gamma {file.gamma}, but bundle {bundle.name} has {gamma}")
-        return registry.create(file.policy, gamma, **file.parameters), file.cost
+        return file.make(), file.cost
     name, parameters = registry.parse(text)
     policy = registry.create(name, gamma, **parameters)
     latency = setup.load_latency("", bundle, gamma)

@@ -229,16 +229,8 @@ def test_live_runs_are_refused_before_models_are_loaded(
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "x.csv").write_text("arrival_s\n0\n")
-    common = [
-        "--drafter",
-        "ngram",
-        "--bundle",
-        "smollm2-dspark-cpu",
-        "--prompts",
-        "p",
-        "--out",
-        "o",
-    ]
+    common = ["--drafter", "ngram", "--bundle", "smollm2-dspark-cpu"]
+    common += ["--prompts", "prompts", "--out", "out"]
     try:
         code = campaign_live.main([*common, *words])
     except SystemExit as stop:

@@ -2,9 +2,10 @@
 
     python -m tests.kernels.aot [operation ...]
 
-The host functions run on meta tensors of the first and last benchmark shape; each launch is caught,
-turned into a signature (types, divisibility by 16, constants) and compiled to machine code by
-ptxas. One line of JSON per kernel: name, registers and stack bytes per thread, shared bytes.
+The host functions run on meta tensors of the first and last benchmark shape, those of the heads
+also with fp32 logits; each launch is caught, turned into a signature (types, divisibility by 16,
+constants) and compiled to machine code by ptxas. One line of JSON per kernel: name, registers and
+stack bytes per thread, shared bytes.
 Must run without TRITON_INTERPRET, hence in a process of its own.
 """
 
@@ -27,6 +28,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 
 from drafters.kernels import OPERATIONS
+from drafters.kernels.types import DraftLaw
 
 TYPES = {
     torch.bfloat16: "*bf16",
@@ -83,8 +85,18 @@ def launches(operation: str) -> list[tuple[triton.JITFunction, tuple[Any, ...], 
     cases = list(bench.CASES.values())
     with patch.object(triton.JITFunction, "run", catch):
         for case in (cases[0], cases[-1]):
-            run(*bench.inputs(torch.device("meta"), **case))
+            arguments = bench.inputs(torch.device("meta"), **case)
+            run(*arguments)
+            if operation in ("markov_sample", "verify"):
+                run(*wide(arguments))
     return caught
+
+
+def wide(arguments: tuple[Any, ...]) -> list[Any]:
+    """The same arguments with fp32 logits, whose tiles take twice the shared memory."""
+    logits, *rest = arguments
+    laws = [x._replace(logits=x.logits.float()) if isinstance(x, DraftLaw) else x for x in rest]
+    return [logits.float(), *laws]
 
 
 def main(operations: list[str]) -> None:
