@@ -14,6 +14,7 @@ from drafters.engine import IDLE_S, Engine, EngineConfig
 from drafters.errors import UserError
 from drafters.ngram import NgramDrafter
 from drafters.request import Request, Running
+from drafters.runner import Runner
 from drafters.target import Target, load_target
 from policies.base import Policy, StepOutcome, VerifyPlan, VerifyState
 from policies.registry import create, get, names
@@ -471,15 +472,26 @@ def test_moved_rows_keep_their_cache(llama) -> None:
 
 
 @pytest.mark.parametrize("paged", [False, True])
-def test_a_full_cache_preempts_and_loses_nothing(llama, paged: bool) -> None:
-    """Ten blocks for five requests that want four each: the youngest go back and start over."""
+def test_a_full_cache_preempts_and_loses_nothing(
+    llama, paged: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten blocks for five requests that want four each: the youngest go back and start over, and
+    nothing of them stays in the slot that they leave."""
     target, asked, outputs = llama
+    wipe, wiped = Runner.wipe, []
+
+    def watched(runner: Runner, slot: int) -> None:
+        wipe(runner, slot)
+        wiped.append(paged or not runner.cache.keys[:, slot].any())
+
+    monkeypatch.setattr(Runner, "wipe", watched)
     engine = run(
         target, informed(asked, outputs), create("fixed-k", GAMMA), asked,
         kv_tokens=160, paged=paged,
     )  # fmt: skip
     assert [row.output for row in engine.ended] == outputs
-    assert sum(row.preemptions for row in engine.ended) > 0
+    assert sum(row.preemptions for row in engine.ended) == len(wiped) > 0
+    assert all(wiped)
     assert sorted(engine.line.pool.free) == list(range(10))
     assert sorted(engine.line.free_slots) == list(range(5))
 
